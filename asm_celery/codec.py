@@ -1,0 +1,65 @@
+"""JSON in and out, with limits: the one place where a caller's value becomes text.
+
+Text is ASCII (lone surrogates survive as escapes, so any Python str can be stored), NaN and Infinity
+are refused because JSON has no word for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from asm_celery.errors import InvalidInput
+
+type_names = "null, true, false, numbers, strings, lists and objects with string keys"
+
+JSONValue = None | bool | int | float | str | list[Any] | dict[str, Any]
+
+
+def _checked_keys(value: Any) -> None:
+    # json.dumps would quietly turn the keys 1, None and True into strings
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            for key in item:
+                if not isinstance(key, str):
+                    raise TypeError(f"object key {key!r} is not a string")
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            stack.extend(item)
+
+
+def encode(value: Any, *, what: str, max_bytes: int) -> str:
+    """Return `value` as JSON text of at most `max_bytes`.
+
+    Raises:
+        InvalidInput: not JSON, nested too deeply, or too large; names `what`, the rule and the remedy.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        _checked_keys(value)
+    except (TypeError, ValueError, RecursionError) as cause:
+        reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
+        raise InvalidInput(
+            f"{what} of type {type(value).__name__} is not JSON ({reason}): use {type_names}",
+            details={"what": what, "reason": reason},
+        ) from None
+    if len(text) > max_bytes:
+        raise InvalidInput(
+            f"{what} has {len(text)} bytes as JSON, the limit is {max_bytes}: store large data elsewhere "
+            "and pass a reference",
+            details={"what": what, "bytes": len(text), "limit": max_bytes},
+        )
+    return text
+
+
+def decode(text: str | None) -> Any:
+    """Return the value of JSON text written by `encode`; None for None."""
+    return None if text is None else json.loads(text)
+
+
+def digest(text: str) -> str:
+    """Return a short stable fingerprint of JSON text (compare inputs under one idempotency key)."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,119 @@
+"""The doorbell: tells subscribers over pub/sub which events were committed, and carries them if small.
+
+Losing a message costs time, never an event: the log decides.  So nothing here raises for Redis trouble,
+and nothing here is called before a commit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import redis
+
+from asm_celery.errors import AsmError
+from asm_celery.events.cursor import Notice
+from asm_celery.keys import FORMAT_VERSION, Keys
+from asm_celery.model import Event
+
+log = logging.getLogger(__name__)
+
+# A larger message would make Redis copy user data to every process that follows the session.
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+# After a failure nothing is sent for so long: an unreachable Redis must not slow every commit.
+_PAUSE_S: Final = 1.0
+_reported: set[str] = set()
+
+
+class Bus:
+    """Publishes what was committed; safe to share by threads."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._paused_until = 0.0
+        self._away = False
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Announce committed events, one message a session, in one round trip.
+
+        Guarantee: never raises; a message may be lost, and its readers find the events in SQL.
+        """
+        if not events:
+            return
+        by_session = sorted(events, key=lambda event: (event.session_id, event.sequence))
+        try:
+            self._send(
+                [
+                    (self._keys.events(session_id), encode(list(group)))
+                    for session_id, group in groupby(by_session, key=lambda event: event.session_id)
+                ]
+            )
+        except Exception:
+            # the events are committed: their writer must not be told otherwise
+            log.exception("events of %s could not be announced", events[0].session_id)
+
+    def ring(self, channel: str) -> None:
+        """Send an empty message to a channel; never raises. One round trip."""
+        self._send([(channel, b"")])
+
+    def _send(self, messages: list[tuple[str, bytes]]) -> None:
+        if time.monotonic() < self._paused_until:
+            return
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for channel, message in messages:
+                    pipeline.publish(channel, message)
+                pipeline.execute()
+        except (redis.RedisError, OSError) as cause:
+            self._paused_until = time.monotonic() + _PAUSE_S
+            level = logging.DEBUG if self._away else logging.WARNING
+            self._away = True
+            log.log(level, "live events are not announced while Redis is away: %s", cause)
+        else:
+            self._away = False
+
+
+def encode(events: Sequence[Event]) -> bytes:
+    """Return the message that announces a session's events, which are in order of sequence.
+
+    A message that would be too large, or whose sequences have a hole, carries only the numbers.
+    """
+    first, last = events[0].sequence, events[-1].sequence
+    body: dict[str, Any] = {"v": FORMAT_VERSION, "first": first, "last": last}
+    if last - first + 1 == len(events):
+        message = _json({**body, "events": [event.to_map() for event in events]})
+        if len(message) <= MAX_MESSAGE_BYTES:
+            return message
+    return _json(body)
+
+
+def decode(message: bytes) -> Notice | None:
+    """Return what `encode` wrote; None for anything else, logged once a process.
+
+    Events that are not exactly ``first..last``, or of another format, are left out: then it only rings.
+    """
+    try:
+        body = json.loads(message)
+        first, last = body["first"], body["last"]
+        if type(first) is not int or type(last) is not int or not 0 < first <= last:
+            raise ValueError(f"first={first!r:.40} last={last!r:.40}")
+        maps = body.get("events", ()) if body["v"] == FORMAT_VERSION else ()
+        events = tuple(Event.from_map(event) for event in maps)
+    except (AsmError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as cause:
+        if "garbage" not in _reported:
+            _reported.add("garbage")
+            log.warning("a message on an events channel is not ours and is ignored: %r", cause)
+        return None
+    whole = [event.sequence for event in events] == list(range(first, first + len(events)))
+    if not whole or first + len(events) - 1 != last:
+        events = ()
+    return Notice(first=first, last=last, events=events)
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()

@@ -1,0 +1,115 @@
+"""The event log: write, commit, then publish; the only door to a writing transaction.
+
+Subscribers are not here; they read pages with `EventLog.page`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from asm_celery.events.bus import Bus
+from asm_celery.events.cursor import Page
+from asm_celery.model import Event, Run, with_sequences
+from asm_celery.states import SessionStatus
+from asm_celery.store.database import Store, Transaction
+
+
+class LogTransaction:
+    """A writing transaction: the repositories of the store, and the log's two verbs."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.sessions = transaction.sessions
+        self.runs = transaction.runs
+        self.events = transaction.events
+        self.executors = transaction.executors
+        self.settings = transaction.settings
+        self._written: list[Event] = []
+
+    @property
+    def written(self) -> Sequence[Event]:
+        """What is published if this transaction commits, in order of writing."""
+        return self._written
+
+    def append(
+        self,
+        session_id: str,
+        events: list[Event],
+        *,
+        states: Iterable[SessionStatus] | None = None,
+    ) -> list[Event] | None:
+        """Number the events with the session's next sequences and store them.
+
+        Takes the lock of the session's counter row until the end of the transaction, so run rows must
+        have been written before.  Two statements.
+
+        Returns:
+            the events as stored; None when there is no such session or its state is not in `states`.
+        """
+        session = self.sessions.draw(
+            session_id, events=len(events), states=None if states is None else tuple(states)
+        )
+        if session is None:
+            return None
+        numbered = with_sequences(events, session.last_sequence - len(events) + 1)
+        if numbered:
+            self.events.insert(numbered)
+            self.announce(numbered)
+        return numbered
+
+    def announce(self, events: Iterable[Event]) -> None:
+        """Have events published after the commit that the caller numbered and inserted itself."""
+        self._written.extend(events)
+
+
+class EventLog:
+    """The durable log of every session."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self.store = store
+        self.bus = bus
+
+    @contextmanager
+    def transaction(self) -> Iterator[LogTransaction]:
+        """Open a writing transaction; no Redis and no Celery call belongs inside.
+
+        Guarantee: a clean exit commits and then publishes what was appended; an exception rolls back
+        and publishes nothing.  A failed publication never surfaces.
+
+        Raises:
+            StorageError: the database refused or cannot be reached.
+        """
+        with self.store.transaction() as transaction:
+            writing = LogTransaction(transaction)
+            yield writing
+        self.bus.publish(writing.written)
+
+    def page(
+        self,
+        session_id: str,
+        *,
+        after: int,
+        limit: int,
+        run_id: str | None = None,
+        types: frozenset[str] | None = None,
+    ) -> Page:
+        """Return at most `limit` events after a sequence, in order, and the head read before them.
+
+        Raises:
+            StorageError: the database refused or cannot be reached.
+        """
+        with self.store.read() as transaction:
+            head = transaction.sessions.last_sequence(session_id)
+            events = transaction.events.page(
+                session_id, after=after, limit=limit, run_id=run_id, types=types
+            )
+        return Page(events=tuple(events), head=head, full=len(events) >= limit)
+
+    def ended_runs(self, run_ids: list[str]) -> list[Run]:
+        """Return those of the runs that are terminal, in any order. One statement.
+
+        Raises:
+            StorageError: the database refused or cannot be reached.
+        """
+        with self.store.read() as transaction:
+            return [run for run in transaction.runs.get_many(run_ids) if run.is_terminal]

@@ -1,0 +1,1 @@
+"""What must be decided atomically and fast, in Redis: lines, leases, the limiter, capacity."""

@@ -1,0 +1,10 @@
+-- Ask whether Redis is cold, and if so take the right to restore it from SQL.
+-- Guarantee: one restorer at a time; its right ends by itself after the time given.
+-- KEYS[1] string  the namespace root
+-- ARGV[1] the restorer  ARGV[2] how long its right lasts (ms)
+-- Returns {'open'} nothing to do | {'mine'} restore now | {'busy'} another does
+-- Never: removes anything.
+-- include: gate
+if gate_open() then return { 'open' } end
+if redis.call('SET', RESTORING, ARGV[1], 'NX', 'PX', ARGV[2]) then return { 'mine' } end
+return { redis.call('GET', RESTORING) == ARGV[1] and 'mine' or 'busy' }

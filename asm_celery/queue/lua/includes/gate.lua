@@ -1,0 +1,10 @@
+-- include: keys
+-- The gate is open while it names this very server process: after a restart, a failover or a flush it does
+-- not, even if the client reconnected without noticing, and nothing is promoted until a restore from SQL.
+local function server_id()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+end
+local function gate_open()
+  local named = redis.call('GET', GATE)
+  return named and named == server_id()
+end

@@ -1,0 +1,1 @@
+"""The truth: sessions, runs, events and operator settings in SQLite or PostgreSQL."""

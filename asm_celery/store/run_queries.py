@@ -1,0 +1,235 @@
+"""Reading runs: by id, by session, by what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Row, func, select, type_coerce
+
+from asm_celery.codec import decode
+from asm_celery.model import Run
+from asm_celery.states import OPEN, TERMINAL, RunStatus, StopKind
+from asm_celery.store.tables import events, instant_in, runs, session_counters, sessions
+
+# A run's last event is its terminal one once it has ended (index events_run).
+_RUN = select(
+    runs,
+    select(func.max(events.c.sequence))
+    .where(events.c.run_id == runs.c.run_id)
+    .scalar_subquery()
+    .label("last"),
+)
+_OPEN = [status.value for status in OPEN]
+_TERMINAL = [status.value for status in sorted(TERMINAL)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """What Redis needs to know of an open run; `waits_ms` is how long its back-off still lasts."""
+
+    run_id: str
+    session_id: str
+    agent: str
+    position: int
+    status: RunStatus
+    claims: int
+    executor: str | None
+    queue: str
+    waits_ms: int
+    slots: int
+    state: str
+    state_version: int
+
+
+class RunQueries:
+    """Statements that read `runs`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a run, or None."""
+        row = self._connection.execute(_RUN.where(runs.c.run_id == run_id)).first()
+        return None if row is None else to_run(row)
+
+    def get_many(self, run_ids: Collection[str]) -> list[Run]:
+        """Return the runs of these ids that exist, in no order; one statement, keep it under 1,000 ids."""
+        rows = self._connection.execute(_RUN.where(runs.c.run_id.in_(list(run_ids))))
+        return [to_run(row) for row in rows]
+
+    def ended(self, run_ids: Collection[str]) -> list[Run]:
+        """Return those of these runs that are terminal."""
+        rows = self._connection.execute(
+            _RUN.where(runs.c.run_id.in_(list(run_ids)), runs.c.status.in_(_TERMINAL))
+        )
+        return [to_run(row) for row in rows]
+
+    def by_key(self, session_id: str, key: str) -> tuple[str, str] | None:
+        """Return (run id, input digest) of the run with this idempotency key, or None."""
+        row = self._connection.execute(
+            select(runs.c.run_id, runs.c.input_digest).where(
+                runs.c.session_id == session_id, runs.c.idempotency_key == key
+            )
+        ).first()
+        return None if row is None else (row.run_id, row.input_digest)
+
+    def nonce_of(self, run_id: str) -> str | None:
+        """Return the nonce of the current claim: whose commit it was when the answer was lost."""
+        found: str | None = self._connection.execute(
+            select(runs.c.claim_nonce).where(runs.c.run_id == run_id)
+        ).scalar()
+        return found
+
+    def count_open(self, session_id: str) -> int:
+        """Return how many runs of the session are not terminal (index runs_open)."""
+        counted = self._connection.execute(
+            select(func.count())
+            .select_from(runs)
+            .where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+        ).scalar()
+        return int(counted or 0)
+
+    def open_of(self, session_id: str, limit: int | None = None) -> list[Run]:
+        """Return the session's open runs by position (index runs_open)."""
+        query = (
+            _RUN.where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+            .order_by(runs.c.position)
+            .limit(limit)
+        )
+        return [to_run(row) for row in self._connection.execute(query)]
+
+    def ended_before(self, session_id: str, position: int, limit: int) -> list[Run]:
+        """Return the last `limit` ended runs of lower position, oldest first."""
+        query = (
+            _RUN.where(
+                runs.c.session_id == session_id,
+                runs.c.position < position,
+                runs.c.status.in_(_TERMINAL),
+            )
+            .order_by(runs.c.position.desc())
+            .limit(limit)
+        )
+        return [to_run(row) for row in self._connection.execute(query)][::-1]
+
+    def of_session(
+        self,
+        *,
+        session_id: str,
+        status: Collection[RunStatus] | None = None,
+        after: int = 0,
+        limit: int = 50,
+    ) -> list[Run]:
+        """Return the session's runs of position above `after`, by position."""
+        query = (
+            _RUN.where(runs.c.session_id == session_id, runs.c.position > after)
+            .order_by(runs.c.position)
+            .limit(limit)
+        )
+        if status is not None:
+            query = query.where(runs.c.status.in_([one.value for one in status]))
+        return [to_run(row) for row in self._connection.execute(query)]
+
+    def held_by(self, executor: str) -> list[Run]:
+        """Return the runs SQL says this executor is running (index runs_executor)."""
+        rows = self._connection.execute(
+            _RUN.where(runs.c.executor == executor, runs.c.status == RunStatus.RUNNING.value)
+        )
+        return [to_run(row) for row in rows]
+
+    def open_page(self, *, after: str = "", limit: int = 500, run_ids: Sequence[str] = ()) -> list[OpenRun]:
+        """Return open runs by id above `after` (index runs_open_id), or those of `run_ids`."""
+        query = (
+            select(
+                runs.c.run_id,
+                runs.c.session_id,
+                runs.c.agent,
+                runs.c.position,
+                runs.c.status,
+                runs.c.claims,
+                runs.c.executor,
+                runs.c.queue,
+                (type_coerce(runs.c.not_before, BigInteger) - instant_in(0)).label("waits"),
+                sessions.c.max_concurrent_runs,
+                session_counters.c.state,
+                session_counters.c.state_version,
+            )
+            .join(sessions, sessions.c.session_id == runs.c.session_id)
+            .join(session_counters, session_counters.c.session_id == runs.c.session_id)
+            .where(runs.c.status.in_(_OPEN))
+            .order_by(runs.c.run_id)
+            .limit(limit)
+        )
+        query = query.where(runs.c.run_id.in_(run_ids)) if run_ids else query.where(runs.c.run_id > after)
+        return [_open_run(row) for row in self._connection.execute(query)]
+
+    def first_open(self, session_id: str, slots: int) -> list[OpenRun]:
+        """Return the session's first `slots` open runs: the only ones that may run now."""
+        ids = select(runs.c.run_id).where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+        first = self._connection.execute(ids.order_by(runs.c.position).limit(slots)).scalars().all()
+        return sorted(self.open_page(run_ids=first), key=lambda run: run.position) if first else []
+
+    def overdue(self, limit: int = 100) -> list[Run]:
+        """Return open runs whose queue deadline (pending) or deadline (running) has passed."""
+        waiting = (runs.c.status == RunStatus.PENDING.value) & (runs.c.queue_deadline <= instant_in(0))
+        executing = (
+            (runs.c.status == RunStatus.RUNNING.value)
+            & (runs.c.deadline <= instant_in(0))
+            & runs.c.stop_requested.is_(None)
+        )
+        rows = self._connection.execute(_RUN.where(waiting | executing).limit(limit))
+        return [to_run(row) for row in rows]
+
+
+def to_run(row: Row[Any]) -> Run:
+    """Return the record of a row of `runs`, read by `_RUN` or returned by a move."""
+    status = RunStatus(row.status)
+    return Run(
+        run_id=row.run_id,
+        session_id=row.session_id,
+        agent=row.agent,
+        position=row.position,
+        status=status,
+        input=decode(row.input),
+        output=decode(row.output),
+        error=decode(row.error),
+        metadata=decode(row.metadata),
+        token_usage=decode(row.token_usage),
+        cost_usd=row.cost_usd,
+        turn_count=row.turn_count,
+        queue=row.queue,
+        idempotency_key=row.idempotency_key,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        claims=row.claims,
+        executor=row.executor,
+        event_position=row.event_position,
+        run_timeout=row.run_timeout,
+        queue_timeout=row.queue_timeout,
+        stop_requested=StopKind(row.stop_requested) if row.stop_requested else None,
+        stop_reason=row.stop_reason,
+        not_before=row.not_before,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        deadline=row.deadline,
+        last_sequence=(getattr(row, "last", 0) or 0) if status.is_terminal else 0,
+    )
+
+
+def _open_run(row: Row[Any]) -> OpenRun:
+    return OpenRun(
+        run_id=row.run_id,
+        session_id=row.session_id,
+        agent=row.agent,
+        position=row.position,
+        status=RunStatus(row.status),
+        claims=row.claims,
+        executor=row.executor,
+        queue=row.queue,
+        waits_ms=max(0, -(-int(row.waits or 0) // 1000)),
+        slots=row.max_concurrent_runs,
+        state=row.state,
+        state_version=row.state_version,
+    )

@@ -1,0 +1,242 @@
+"""Sessions, their hot counters, and what workers declare of agents."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from asm_celery.codec import decode
+from asm_celery.model import Session
+from asm_celery.states import SessionStatus
+from asm_celery.store.tables import agents, events, instant_in, runs, session_counters, sessions
+
+_SESSION = select(
+    sessions,
+    session_counters.c.state,
+    session_counters.c.state_version,
+    session_counters.c.last_sequence,
+    session_counters.c.last_position,
+).join(session_counters, session_counters.c.session_id == sessions.c.session_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counter:
+    """The counter row after a draw: the numbers drawn are the last ones up to these."""
+
+    last_sequence: int
+    last_position: int
+    state: SessionStatus
+    state_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTerms:
+    """What workers declared of an agent; None where they left it to the defaults."""
+
+    queue: str
+    stop_grace_s: float | None = None
+    run_timeout: float | None = None
+    max_attempts: int | None = None
+    resumable: bool = False
+    capabilities: frozenset[str] = frozenset()
+
+
+def insert_into(connection: Connection, table: Any) -> Any:
+    """Return the dialect's INSERT, which knows ON CONFLICT."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+class Sessions:
+    """Guarded statements on `sessions` and `session_counters`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def insert(self, session: Session, metadata: str) -> bool:
+        """Add a session with its counters; False (and nothing written) if the id is taken."""
+        row = self._connection.execute(
+            insert_into(self._connection, sessions)
+            .values(
+                session_id=session.session_id,
+                agent=session.agent,
+                max_concurrent_runs=session.max_concurrent_runs,
+                max_queued_runs=session.max_queued_runs,
+                metadata=metadata,
+                created_at=session.created_at,
+                updated_at=session.updated_at,
+            )
+            .on_conflict_do_nothing(index_elements=["session_id"])
+            .returning(sessions.c.session_id)
+        ).first()
+        if row is None:
+            return False
+        self._connection.execute(session_counters.insert().values(session_id=session.session_id))
+        return True
+
+    def get(self, session_id: str) -> Session | None:
+        """Return a session, or None."""
+        row = self._connection.execute(_SESSION.where(sessions.c.session_id == session_id)).first()
+        return None if row is None else _session(row)
+
+    def page(
+        self, *, status: SessionStatus | None, agent: str | None, after: str | None, limit: int
+    ) -> list[Session]:
+        """Return sessions by creation, oldest first, beginning behind the session `after`."""
+        query = _SESSION.order_by(sessions.c.created_at, sessions.c.session_id).limit(limit)
+        if status is not None:
+            query = query.where(session_counters.c.state == status.value)
+        if agent is not None:
+            query = query.where(sessions.c.agent == agent)
+        if after is not None:
+            place = select(sessions.c.created_at, sessions.c.session_id).where(sessions.c.session_id == after)
+            query = query.where(
+                tuple_(sessions.c.created_at, sessions.c.session_id) > place.scalar_subquery()
+            )
+        return [_session(row) for row in self._connection.execute(query)]
+
+    def last_sequence(self, session_id: str) -> int:
+        """Return the number of the session's last event; 0 without events or session."""
+        counted = self._connection.execute(
+            select(session_counters.c.last_sequence).where(session_counters.c.session_id == session_id)
+        ).scalar()
+        return int(counted or 0)
+
+    def draw(
+        self,
+        session_id: str,
+        *,
+        sequences: int = 0,
+        positions: int = 0,
+        states: Collection[SessionStatus] | None = None,
+    ) -> Counter | None:
+        """Take the next sequences and positions under the lock of the counter row.
+
+        Guarantee: the row stays locked until the transaction ends, so commit order is number order, and
+        a rollback gives the numbers back: no holes.
+
+        Returns:
+            The counter after the draw; None when there is no such session or its state is not in `states`.
+        """
+        table = session_counters
+        guard = update(table).where(table.c.session_id == session_id)
+        if states is not None:
+            guard = guard.where(table.c.state.in_([state.value for state in states]))
+        row = self._connection.execute(
+            guard.values(
+                last_sequence=table.c.last_sequence + sequences,
+                last_position=table.c.last_position + positions,
+            ).returning(table.c.last_sequence, table.c.last_position, table.c.state, table.c.state_version)
+        ).first()
+        return None if row is None else _counter(row)
+
+    def counter(self, session_id: str) -> Counter | None:
+        """Return the counter row without locking it, or None."""
+        table = session_counters
+        row = self._connection.execute(
+            select(table.c.last_sequence, table.c.last_position, table.c.state, table.c.state_version).where(
+                table.c.session_id == session_id
+            )
+        ).first()
+        return None if row is None else _counter(row)
+
+    def move(
+        self, session_id: str, target: SessionStatus, sources: Collection[SessionStatus]
+    ) -> Counter | None:
+        """Change the state where it is one of `sources`, raise its version and take one sequence.
+
+        Returns:
+            The counter after the move; None when the guard did not hold (another state, or no session).
+        """
+        table = session_counters
+        row = self._connection.execute(
+            update(table)
+            .where(table.c.session_id == session_id, table.c.state.in_([source.value for source in sources]))
+            .values(
+                state=target.value,
+                state_version=table.c.state_version + 1,
+                last_sequence=table.c.last_sequence + 1,
+            )
+            .returning(table.c.last_sequence, table.c.last_position, table.c.state, table.c.state_version)
+        ).first()
+        if row is None:
+            return None
+        self._connection.execute(
+            update(sessions).where(sessions.c.session_id == session_id).values(updated_at=instant_in(0))
+        )
+        return _counter(row)
+
+    def delete(self, session_id: str) -> None:
+        """Remove a session with its events and runs; the caller has checked that none is open."""
+        for table in (events, runs, session_counters, sessions):
+            self._connection.execute(delete(table).where(table.c.session_id == session_id))
+
+    def count(self) -> int:
+        """Return how many sessions are stored."""
+        return int(self._connection.execute(select(func.count()).select_from(sessions)).scalar() or 0)
+
+
+class Agents:
+    """What workers declare of their agents."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def declare(self, name: str, terms: AgentTerms, capabilities: str) -> None:
+        """Write an agent's terms; the last declaration holds."""
+        values = {
+            "queue": terms.queue,
+            "stop_grace_s": terms.stop_grace_s,
+            "run_timeout": terms.run_timeout,
+            "max_attempts": terms.max_attempts,
+            "resumable": int(terms.resumable),
+            "capabilities": capabilities,
+            "updated_at": instant_in(0),
+        }
+        self._connection.execute(
+            insert_into(self._connection, agents)
+            .values(name=name, **values)
+            .on_conflict_do_update(index_elements=["name"], set_=values)
+        )
+
+    def get(self, name: str) -> AgentTerms | None:
+        """Return an agent's terms, None when no worker ever declared it."""
+        row = self._connection.execute(select(agents).where(agents.c.name == name)).first()
+        if row is None:
+            return None
+        return AgentTerms(
+            queue=row.queue,
+            stop_grace_s=row.stop_grace_s,
+            run_timeout=row.run_timeout,
+            max_attempts=row.max_attempts,
+            resumable=bool(row.resumable),
+            capabilities=frozenset(decode(row.capabilities)),
+        )
+
+
+def _counter(row: Any) -> Counter:
+    return Counter(
+        last_sequence=row.last_sequence,
+        last_position=row.last_position,
+        state=SessionStatus(row.state),
+        state_version=row.state_version,
+    )
+
+
+def _session(row: Row[Any]) -> Session:
+    return Session(
+        session_id=row.session_id,
+        agent=row.agent,
+        status=SessionStatus(row.state),
+        max_concurrent_runs=row.max_concurrent_runs,
+        max_queued_runs=row.max_queued_runs,
+        metadata=decode(row.metadata),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        last_sequence=row.last_sequence,
+        last_position=row.last_position,
+        state_version=row.state_version,
+    )

@@ -1,0 +1,200 @@
+"""One attempt while it runs here: its claim, its deadline and whether it was asked to stop.
+
+It exists from before the claim until after the end is stored, so that a stop that arrives early is kept
+and the process never forgets an attempt that SQL says it holds.  Nothing here talks to a server.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from asm_celery.coordinator import Claim
+from asm_celery.errors import StopRun
+
+log = logging.getLogger("asm_celery.worker")
+
+# Stops that are not a request of anybody: the process must end, or the claim has passed to another.
+SHUTDOWN: Final = "shutdown"
+LOST: Final = "lost"
+
+
+class Attempt:
+    """The state of one attempt; every method is thread-safe.
+
+    Attributes:
+        run_id, number: the run and the claim number it is executed under.
+        claim: the claim, once there is one.
+        deadline: on this process's monotonic clock; None without a `run_timeout`.
+    """
+
+    def __init__(self, run_id: str, number: int) -> None:
+        self.run_id = run_id
+        self.number = number
+        self.claim: Claim | None = None
+        self.deadline: float | None = None
+        self._kind: str | None = None
+        self._is_lost = False
+        self._has_ended = False
+        self._stopped = threading.Event()
+        self._cancel: Callable[[], None] | None = None
+        self._hooks: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def begin(self, claim: Claim) -> None:
+        """Take note of the claim; the time allowed counts from now."""
+        if claim.run.run_timeout is not None:
+            self.deadline = time.monotonic() + claim.run.run_timeout
+        self.claim = claim
+
+    @property
+    def stop_kind(self) -> str | None:
+        """Why it must stop: a StopKind, ``shutdown`` or ``lost``; the first one asked for, or None."""
+        return self._kind
+
+    @property
+    def is_lost(self) -> bool:
+        """True when the claim has passed to another: nothing it writes will be accepted."""
+        return self._is_lost
+
+    def stop(self, kind: str) -> None:
+        """Ask it to stop.  The first kind decides; later ones and those after the end change nothing.
+
+        Does not block: an async agent's task is cancelled in its loop, and `on_stop` callables run in a
+        thread of their own, because they are the agent's code and may take their time.
+        """
+        with self._lock:
+            if self._has_ended:
+                return
+            self._is_lost = self._is_lost or kind == LOST
+            if self._kind is not None:
+                return
+            self._kind = str(kind)
+            self._stopped.set()
+            if self._cancel is not None:
+                self._cancel()
+            hooks, self._hooks = self._hooks, []
+        if hooks:
+            name = f"asm-stop-{self.run_id}"
+            threading.Thread(target=self._call, args=hooks, name=name, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise StopRun if it was asked to stop."""
+        if self._kind is not None:
+            raise StopRun(self._kind)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; raises StopRun as soon as a stop is asked for."""
+        self._stopped.wait(seconds)
+        self.check()
+
+    def on_stop(self, hook: Callable[[], object]) -> None:
+        """Call `hook` once when a stop is asked for; at once, in this thread, if it was."""
+        with self._lock:
+            if self._kind is None:
+                self._hooks.append(hook)
+                return
+        self._call(hook)
+
+    @contextmanager
+    def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Have `cancel`, which must not block, called when a stop is asked for within the block."""
+        with self._lock:
+            self._cancel = cancel
+            if self._kind is not None:
+                cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cancel = None
+
+    def end(self) -> None:
+        """Take no more stops: the agent has left."""
+        with self._lock:
+            self._has_ended = True
+            self._hooks.clear()
+
+    def _call(self, *hooks: Callable[[], object]) -> None:
+        for hook in hooks:
+            try:
+                hook()
+            except Exception:
+                log.exception("an on_stop callable of run=%s failed", self.run_id)
+
+
+class Attempts:
+    """The attempts of this process, by run; thread-safe."""
+
+    def __init__(self) -> None:
+        self._by_run: dict[str, Attempt] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+
+    def enter(self, run_id: str, number: int) -> Attempt | None:
+        """Make the attempt of a doorbell; None when it, or a later one of the run, is here already.
+
+        An earlier attempt of the run that still executes here has lost its claim: it is told so.
+        """
+        with self._lock:
+            earlier = self._by_run.get(run_id)
+            if earlier is not None and earlier.number >= number:
+                return None
+            attempt = self._by_run[run_id] = Attempt(run_id, number)
+        if earlier is not None:
+            earlier.stop(LOST)
+        return attempt
+
+    def begin(self, attempt: Attempt, claim: Claim) -> None:
+        """Begin the attempt; wakes who waits for the next deadline."""
+        attempt.begin(claim)
+        if attempt.deadline is not None:
+            self.wake()
+
+    def leave(self, attempt: Attempt) -> None:
+        """Forget the attempt."""
+        with self._lock:
+            if self._by_run.get(attempt.run_id) is attempt:
+                del self._by_run[attempt.run_id]
+
+    def all(self) -> list[Attempt]:
+        """Return the attempts that are here now."""
+        with self._lock:
+            return list(self._by_run.values())
+
+    def held(self) -> dict[str, int]:
+        """Return run id -> claim number of what is here, also of what is just about to be claimed."""
+        return {attempt.run_id: attempt.number for attempt in self.all()}
+
+    def stop(self, run_id: str, number: int, kind: str) -> None:
+        """Ask the attempt to stop; nothing if the run is not here under this claim number."""
+        with self._lock:
+            attempt = self._by_run.get(run_id)
+        if attempt is not None and attempt.number == number:
+            attempt.stop(kind)
+
+    def next_deadline(self) -> float | None:
+        """Return the earliest deadline (monotonic) of an attempt that nobody asked to stop."""
+        return min((attempt.deadline for attempt in self.all() if _limited(attempt)), default=None)
+
+    def overdue(self) -> list[Attempt]:
+        """Return the attempts whose deadline has passed and that nobody asked to stop."""
+        now = time.monotonic()
+        return [one for one in self.all() if _limited(one) and (one.deadline or 0.0) <= now]
+
+    def wait(self, timeout: float) -> None:
+        """Wait until a deadline was added or `wake` was called, at most `timeout` seconds."""
+        self._changed.wait(timeout)
+        self._changed.clear()
+
+    def wake(self) -> None:
+        """End a `wait`."""
+        self._changed.set()
+
+
+def _limited(attempt: Attempt) -> bool:
+    return attempt.deadline is not None and attempt.stop_kind is None
