@@ -38,15 +38,15 @@ def prepare_home(home: Path) -> Path:
             (home / ".gitignore").write_text("*\n")
     except OSError as cause:
         raise DependencyNotAvailable(
-            f"the folder {str(home)!r} cannot hold the embedded server: {cause.strerror}; set ASM_HOME to one "
-            "that can be written",
+            f"the folder {str(home)!r} cannot hold the embedded server: {cause.strerror}; set ASM_HOME to "
+            "one that can be written",
             details={"home": str(home)},
         ) from cause
     return home
 
 
 def socket_path(home: Path) -> Path:
-    """Return where the socket belongs: in the folder, or in a short private one if the path is long or odd.
+    """Return where the socket belongs: in the folder, or in a short private one if its path is long or odd.
 
     Raises:
         DependencyNotAvailable: no place is short enough, or another user made the private folder first.
@@ -110,6 +110,7 @@ def _private(folder: Path) -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise DependencyNotAvailable(
-            f"{str(folder)!r} is not a folder of ours with mode 700: remove it, or set ASM_HOME to a shorter path"
+            f"{str(folder)!r} is not a folder of ours with mode 700: remove it, or set ASM_HOME to a shorter "
+            "path"
         )
     return folder

@@ -55,7 +55,8 @@ class WatchedProcess:
     """One server under the wrapper, in a session of its own so that Ctrl-C reaches us first.
 
     Guarantee: the server ends when `stop` is called, when this process ends in any way, and when the
-    wrapper is told to; a forked child neither keeps it alive nor can stop it.
+    wrapper is told to; a forked child neither keeps it alive nor can stop it.  Like every background job of
+    a shell it starts with SIGINT ignored; servers set their own handler.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class WatchedProcess:
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _WRAPPER, "sh", polite.name[3:], str(grace_s), *self.command],
+                    ["/bin/sh", "-c", _WRAPPER, "asm-watch", polite.name[3:], str(grace_s), *self.command],
                     stdin=read_end,
                     stdout=output,
                     stderr=output if lock is None else lock,

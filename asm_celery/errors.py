@@ -489,7 +489,7 @@ class InternalError(AsmError):
     default_code = "internal_error"
 
 
-class StopRun(BaseException):  # noqa: N818 - not an error: `except Exception` in an agent must not catch it
+class StopRun(BaseException):
     """Raised inside an agent by ``ctx.check()`` when a stop was asked for.
 
     It derives from BaseException so that an agent's ``except Exception`` lets it pass.

@@ -34,7 +34,8 @@ from tests.waiting import wait_until
 IS_ROOT = os.geteuid() == 0
 # PostgreSQL refuses to run as root; nobody exists everywhere and owns nothing.
 USER = "nobody" if IS_ROOT else None
-_PREFIX = "asm-pg-"
+# Folders in the temporary folder, and the file that is locked as long as a server lives there.
+_FOLDERS = {"asm-pg-": "lock", "asm-valkey-": "watch.lock"}
 
 
 class ServerUnavailable(Exception):
@@ -44,9 +45,10 @@ class ServerUnavailable(Exception):
 @contextlib.contextmanager
 def valkey() -> Iterator[str]:
     """Run a Valkey without persistence and give its URL."""
-    with tempfile.TemporaryDirectory(prefix="asm-") as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix="asm-valkey-", dir=_temporary()) as folder:
         try:
-            server = EmbeddedServer.start(Path(folder, "valkey"), persistent=False)
+            server = EmbeddedServer.start(Path(folder), persistent=False)
         except DependencyNotAvailable as cause:
             raise ServerUnavailable(cause.message) from cause
         with server:
@@ -104,8 +106,7 @@ def postgresql() -> Iterator[PostgreSQL]:
             yield server
         return
     _sweep()
-    # root's own temporary folder may be closed to nobody; and a socket's path must be short
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp" if IS_ROOT else None))
+    folder = Path(tempfile.mkdtemp(prefix="asm-pg-", dir=_temporary()))
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     process = None
@@ -212,12 +213,18 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
+def _temporary() -> Path:
+    # root's own temporary folder may be closed to nobody
+    return Path("/tmp") if IS_ROOT else Path(tempfile.gettempdir())
+
+
 def _sweep() -> None:
-    """Remove the data of servers whose pytest was killed: their lock is free."""
-    for folder in Path("/tmp" if IS_ROOT else tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folders of servers whose pytest was killed: their lock is free."""
+    for prefix, name in _FOLDERS.items():
+        for folder in _temporary().glob(f"{prefix}*"):
+            with contextlib.suppress(OSError), (folder / name).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def sqlite_template(path: Path) -> Path:

@@ -1,1 +1,1 @@
-"""The Log: events are written, committed, then published; anyone follows them without a gap or a duplicate."""
+"""The Log: events are written, committed, then published; anyone follows them without a gap."""

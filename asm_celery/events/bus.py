@@ -57,9 +57,9 @@ class Bus:
             # the events are committed: their writer must not be told otherwise
             log.exception("events of %s could not be announced", events[0].session_id)
 
-    def ring(self, channel: str) -> None:
-        """Send an empty message to a channel; never raises. One round trip."""
-        self._send([(channel, b"")])
+    def ring(self, channel: str, message: bytes = b"") -> None:
+        """Send a message to a control channel; never raises. One round trip."""
+        self._send([(channel, message)])
 
     def _send(self, messages: list[tuple[str, bytes]]) -> None:
         if time.monotonic() < self._paused_until:

@@ -74,7 +74,6 @@ class Feed:
         from_sequence: the first sequence wanted; 0 and 1 both mean from the beginning.
         run_id: only this run's events, ending after its terminal event.
         types: only events of these types; the ending event ends the feed also when it is not among them.
-        run_end: the sequence of the event that ends this feed if it is stored already; 0 if it is not.
         wake: called without the lock held, from any thread, when the next step may have changed.
         now: seconds of the monotonic clock, as in all methods.
 
@@ -93,7 +92,6 @@ class Feed:
         from_sequence: int = 0,
         run_id: str | None = None,
         types: frozenset[str] | None = None,
-        run_end: int = 0,
     ) -> None:
         self.session_id = session_id
         self._run_id = run_id
@@ -112,7 +110,7 @@ class Feed:
         self._listening = False
         self._news_at = self._read_at = self._retry_at = now
         self._failing_since: float | None = None
-        self._ended = 0 < run_end <= self._cursor.position
+        self._ended = False
         self._closed = False
 
     @property
@@ -124,6 +122,14 @@ class Feed:
     def closed(self) -> bool:
         """True when no event will be delivered any more."""
         return self._closed or (self._ended and not self._ready)
+
+    def end_at(self, sequence: int) -> None:
+        """Say that the ending event is stored already, under this sequence; 0 says nothing.
+
+        A feed that begins after it ends at once; any other meets the event by itself.
+        """
+        with self._lock:
+            self._ended = self._ended or 0 < sequence <= self._cursor.position
 
     def next_step(self, now: float) -> Step:
         """Return what to do next; a Deliver has left the buffer."""

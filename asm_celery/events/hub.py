@@ -47,8 +47,8 @@ class Hub:
     """Distributes live news; its thread and connection start at first use.
 
     Args:
-        on_beat: called every `config.beat_s` seconds while there are feeds, and once when there are none
-            any more, with the number of feeds of each session.
+        on_beat: called every `config.beat_s` seconds, while Redis is there, with the number of feeds of
+            each session that has any, and once with 0 for a session that has none any more.
 
     Callbacks run in the hub's thread, one at a time: they must be quick; what they raise is logged.
     """
@@ -58,11 +58,14 @@ class Hub:
         self._keys = config.keys
         self._beat_s = config.beat_s
         self._beat_at = 0.0
+        self._poll_s = config.poll_s
+        self._poll_at = 0.0
+        self._is_heard = False
         self._on_beat = on_beat
-        self._counted = False
+        self._counted: set[str] = set()
         self._lock = threading.Lock()
         self._channels: dict[str, _Channel] = {}
-        self._waiters = RunWaiters(config.poll_s)
+        self._waiters = RunWaiters()
         self._listener = Listener(config, log.bus, self)
 
     def attach(self, feed: Feed) -> None:
@@ -98,7 +101,7 @@ class Hub:
             what to call when the answer is not wanted any more; idempotent, no round trip.
         """
         name = self._keys.events(session_id)
-        self._waiters.add(run_id, session_id, callback, time.monotonic())
+        self._waiters.add(run_id, session_id, callback)
         with self._lock:
             self._channel(name, session_id)
         self._tune(name)
@@ -160,49 +163,51 @@ class Hub:
         for feed in feeds:
             feed.offer(notice, now)
         if not notice.events:
-            self._waiters.ring_session(session_id, now)
+            self._waiters.ring_session(session_id)
         for event in notice.events:
             if event.is_terminal and event.run_id is not None:
-                self._waiters.ring(event.run_id, now)
+                self._waiters.ring(event.run_id)
 
     def confirmed(self, channel: str) -> None:
         """Tell the channel's followers that they may have missed something before now."""
         with self._lock:
             known = self._channels[channel]
-            known.is_confirmed = True
+            known.is_confirmed = self._is_heard = True
             feeds, session_id = list(known.feeds), known.session_id
         for feed in feeds:
             feed.confirm()
-        now = time.monotonic()
-        self._waiters.listening(True, now)
         if session_id is not None:
-            self._waiters.ring_session(session_id, now)
+            self._waiters.ring_session(session_id)
 
     def lost(self) -> None:
         """Tell everyone that silence means nothing for now."""
         with self._lock:
+            self._is_heard = False
             feeds = [feed for channel in self._channels.values() for feed in channel.feeds]
             for channel in self._channels.values():
                 channel.is_confirmed = False
-        self._waiters.listening(False, time.monotonic())
         for feed in feeds:
             feed.lost()
 
     def tick(self, now: float) -> float:
         """Look at the awaited runs that are due, and beat; return when to be called again."""
-        if self._waiters.next_due() <= now:
-            self._answer(self._waiters.take_due(now))
+        if self._poll_at <= now:
+            self._answer(self._waiters.everyone())
+            # a crowd of awaiters may use a tenth of this thread, which also brings the live events
+            self._poll_at = now + max(self._poll_s, 10 * (time.monotonic() - now))
+        else:
+            self._answer(self._waiters.take_rung())
         if self._beat_at <= now:
             self._beat_at = now + self._beat_s
             self._beat()
-        return min(self._beat_at, self._waiters.next_due())
+        return min(self._beat_at, self._poll_at)
 
     def _answer(self, run_ids: list[str]) -> None:
         for start in range(0, len(run_ids), _CHUNK):
             try:
                 ended = self._log.ended_runs(run_ids[start : start + _CHUNK])
             except StorageError as cause:
-                # they are planned already: the next look is the retry
+                # the next poll asks again
                 log.debug("awaited runs cannot be read: %s", cause)
                 return
             for run in ended:
@@ -211,17 +216,17 @@ class Hub:
 
     def _beat(self) -> None:
         with self._lock:
-            counts = {
+            names = list(self._channels)
+        self._listener.tune(*(name for name in names if not self.wants(name)))
+        with self._lock:
+            feeds = {
                 channel.session_id: len(channel.feeds)
                 for channel in self._channels.values()
                 if channel.session_id is not None and channel.feeds
             }
-            names = tuple(self._channels)
-        # drops the channels that nobody follows any more
-        self._listener.tune(*(name for name in names if not self.wants(name)))
-        if self._on_beat is not None and (counts or self._counted):
-            _guarded(self._on_beat, counts)
-        self._counted = bool(counts)
+        if self._on_beat is not None and self._is_heard and (feeds or self._counted):
+            _guarded(self._on_beat, dict.fromkeys(self._counted, 0) | feeds)
+            self._counted = set(feeds)
 
     def _channel(self, name: str, session_id: str | None) -> _Channel:
         channel = self._channels.setdefault(name, _Channel())
@@ -230,6 +235,7 @@ class Hub:
 
     def _tune(self, name: str) -> None:
         self._listener.tune(name)
+        self._listener.start()
         self._listener.ring()
 
 

@@ -51,7 +51,7 @@ class Audience(Protocol):
 
 
 class Listener:
-    """Hears channels for an audience; the thread starts with the first `tune`."""
+    """Hears channels for an audience; one thread, which the first `start` starts."""
 
     def __init__(self, config: Config, bus: Bus, audience: Audience) -> None:
         self._config = config
@@ -62,21 +62,25 @@ class Listener:
         self._changed: set[str] = set()
         self._subscribed: set[str] = set()
         self._rung = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._is_connected = False
         self._is_away = False
         self._thread: threading.Thread | None = None
 
     def tune(self, *channels: str) -> None:
-        """Have the wish for these channels looked at soon; starts the thread.
+        """Have the thread ask, at its next look, whether these channels are wanted."""
+        with self._lock:
+            self._changed.update(channels)
+
+    def start(self) -> None:
+        """Start the thread unless it runs.
 
         Raises:
             InvalidOperation: closed.
         """
         with self._lock:
-            if self._closing:
-                raise InvalidOperation("this process stopped listening: it was closed; make a new one")
-            self._changed.update(channels)
+            if self._closing.is_set():
+                raise InvalidOperation("nothing is followed here any more: it was closed; make a new one")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="asm-listener", daemon=True)
                 self._thread.start()
@@ -91,7 +95,7 @@ class Listener:
     def close(self) -> None:
         """Stop and join the thread; idempotent."""
         with self._lock:
-            self._closing = True
+            self._closing.set()
             thread = self._thread
         self._rung.clear()
         self.ring()
@@ -100,16 +104,16 @@ class Listener:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_S
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 self._listen()
-            except Exception as cause:
-                if self._closing:
-                    return
-                pause = _FIRST_PAUSE_S if self._is_connected else min(2 * pause, _LAST_PAUSE_S)
+            except (redis.RedisError, OSError) as cause:
                 self._report(cause)
+            except Exception:
+                log.exception("listening for live events failed and starts again")
+            pause = _FIRST_PAUSE_S if self._is_connected else min(2 * pause, _LAST_PAUSE_S)
             self._is_connected = False
-            self._guarded_lost()
+            self._tell_loss()
             self._rest(pause)
 
     def _listen(self) -> None:
@@ -119,7 +123,7 @@ class Listener:
                 self._subscribed.clear()
             pubsub.subscribe(self._bell)
             heard_at = asked_at = time.monotonic()
-            while not self._closing:
+            while not self._closing.is_set():
                 self._rung.clear()
                 self._retune(pubsub)
                 now = time.monotonic()
@@ -149,6 +153,9 @@ class Listener:
             pubsub.subscribe(*added)
         if dropped:
             pubsub.unsubscribe(*dropped)
+        for channel in wanted - added:
+            # forgotten and wanted again before it was dropped: no confirmation will come
+            self._audience.confirmed(channel)
 
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message["type"]
@@ -170,7 +177,7 @@ class Listener:
 
     def _rest(self, pause: float) -> None:
         until = time.monotonic() + pause
-        while not self._closing and (now := time.monotonic()) < until:
+        while not self._closing.is_set() and (now := time.monotonic()) < until:
             self._rung.wait(max(min(until, self._tick(now)) - now, 0.001))
             self._rung.clear()
 
@@ -181,16 +188,13 @@ class Listener:
             log.exception("a periodic duty of the listener failed")
             return now + _LOOK_S
 
-    def _guarded_lost(self) -> None:
+    def _tell_loss(self) -> None:
         try:
             self._audience.lost()
         except Exception:
             log.exception("the loss of the live connection could not be told")
 
     def _report(self, cause: Exception) -> None:
-        if not isinstance(cause, (redis.RedisError, OSError)):
-            log.error("listening for live events failed and starts again", exc_info=cause)
-        else:
-            level = logging.DEBUG if self._is_away else logging.WARNING
-            self._is_away = True
-            log.log(level, "live events are read from SQL while Redis is away: %s", cause)
+        level = logging.DEBUG if self._is_away or self._closing.is_set() else logging.WARNING
+        self._is_away = True
+        log.log(level, "events are read from SQL only while Redis is away: %s", cause)

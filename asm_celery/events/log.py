@@ -5,7 +5,7 @@ Subscribers are not here; they read pages with `EventLog.page`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from asm_celery.events.bus import Bus
@@ -20,10 +20,12 @@ class LogTransaction:
 
     def __init__(self, transaction: Transaction) -> None:
         self.sessions = transaction.sessions
+        self.agents = transaction.agents
         self.runs = transaction.runs
         self.events = transaction.events
         self.executors = transaction.executors
         self.settings = transaction.settings
+        self.operations = transaction.operations
         self._written: list[Event] = []
 
     @property
@@ -36,7 +38,7 @@ class LogTransaction:
         session_id: str,
         events: list[Event],
         *,
-        states: Iterable[SessionStatus] | None = None,
+        states: Collection[SessionStatus] | None = None,
     ) -> list[Event] | None:
         """Number the events with the session's next sequences and store them.
 
@@ -46,20 +48,18 @@ class LogTransaction:
         Returns:
             the events as stored; None when there is no such session or its state is not in `states`.
         """
-        session = self.sessions.draw(
-            session_id, events=len(events), states=None if states is None else tuple(states)
-        )
-        if session is None:
+        counter = self.sessions.draw(session_id, sequences=len(events), states=states)
+        if counter is None:
             return None
-        numbered = with_sequences(events, session.last_sequence - len(events) + 1)
-        if numbered:
-            self.events.insert(numbered)
-            self.announce(numbered)
+        numbered = with_sequences(events, counter.last_sequence - len(events) + 1)
+        self.write(numbered)
         return numbered
 
-    def announce(self, events: Iterable[Event]) -> None:
-        """Have events published after the commit that the caller numbered and inserted itself."""
-        self._written.extend(events)
+    def write(self, numbered: Sequence[Event]) -> None:
+        """Store events that carry numbers drawn in this transaction; one statement."""
+        if numbered:
+            self.events.insert(numbered)
+            self._written.extend(numbered)
 
 
 class EventLog:
@@ -95,14 +95,15 @@ class EventLog:
     ) -> Page:
         """Return at most `limit` events after a sequence, in order, and the head read before them.
 
+        Two statements, each with its own snapshot: the page may hold events above its head, but below
+        the last of them nothing is missing, because commit order is number order.
+
         Raises:
             StorageError: the database refused or cannot be reached.
         """
         with self.store.read() as transaction:
             head = transaction.sessions.last_sequence(session_id)
-            events = transaction.events.page(
-                session_id, after=after, limit=limit, run_id=run_id, types=types
-            )
+            events = transaction.events.page(session_id, after=after, limit=limit, run_id=run_id, types=types)
         return Page(events=tuple(events), head=head, full=len(events) >= limit)
 
     def ended_runs(self, run_ids: list[str]) -> list[Run]:
@@ -112,4 +113,4 @@ class EventLog:
             StorageError: the database refused or cannot be reached.
         """
         with self.store.read() as transaction:
-            return [run for run in transaction.runs.get_many(run_ids) if run.is_terminal]
+            return transaction.runs.ended(run_ids)

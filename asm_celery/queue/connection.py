@@ -23,16 +23,18 @@ def connect(config: Config, *, blocking: bool = False) -> redis.Redis:
         blocking: for a reader that waits on pub/sub: no socket timeout, a health check instead.
     """
     timeout = config.connect_timeout_s
+    # a Unix socket has no half-open peers, and redis-py refuses the option there
+    tcp = {} if config.redis_url.startswith("unix://") else {"socket_keepalive": True}
     return redis.Redis.from_url(
         config.redis_url,
         socket_connect_timeout=timeout,
         socket_timeout=None if blocking else timeout,
-        socket_keepalive=True,
         health_check_interval=25,
         # every script is idempotent, so one quick second try over a fresh connection is safe
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.1), 0 if blocking else 1),
         max_connections=1000,
         client_name="asm_celery",
+        **tcp,
     )
 
 

@@ -103,9 +103,7 @@ class RunQueue:
         self, run_id: str, claim: int, executor: str, line: Line, entries: Iterable[Entry], *, verdict: str
     ) -> Granted:
         """Return a begun lease and record what SQL says; `verdict` is keep, forget or lacking."""
-        return self._granted(
-            "give_back", run_id, claim, executor, verdict, *_line(line), *_flat(entries)
-        )
+        return self._granted("give_back", run_id, claim, executor, verdict, *_line(line), *_flat(entries))
 
     def finish(self, run_id: str) -> Granted:
         """Forget a terminal run, free what it held, promote; the word says what it was here."""
@@ -162,9 +160,9 @@ class RunQueue:
             "announce", executor, worker, slots, round(hold_s * 1000), round(ring_s * 1000), *queues
         )
 
-    def retire(self, worker: str, queues: Sequence[str]) -> None:
+    def retire(self, worker: str) -> None:
         """Say that a worker takes no more runs."""
-        self._call("retire", worker, *queues)
+        self._call("retire", worker)
 
     def begin_restore(self, restorer: str, *, hold_s: float) -> str:
         """Ask for the right to restore; returns open, mine or busy."""

@@ -43,6 +43,15 @@ class OpenRun:
     state_version: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRun:
+    """A running run as its executor's beat needs to know it."""
+
+    run_id: str
+    claims: int
+    stop: StopKind | None
+
+
 class RunQueries:
     """Statements that read `runs`."""
 
@@ -131,12 +140,21 @@ class RunQueries:
             query = query.where(runs.c.status.in_([one.value for one in status]))
         return [to_run(row) for row in self._connection.execute(query)]
 
-    def held_by(self, executor: str) -> list[Run]:
+    def held_by(self, executor: str) -> list[HeldRun]:
         """Return the runs SQL says this executor is running (index runs_executor)."""
         rows = self._connection.execute(
-            _RUN.where(runs.c.executor == executor, runs.c.status == RunStatus.RUNNING.value)
+            select(runs.c.run_id, runs.c.claims, runs.c.stop_requested).where(
+                runs.c.executor == executor, runs.c.status == RunStatus.RUNNING.value
+            )
         )
-        return [to_run(row) for row in rows]
+        return [
+            HeldRun(
+                run_id=row.run_id,
+                claims=row.claims,
+                stop=StopKind(row.stop_requested) if row.stop_requested else None,
+            )
+            for row in rows
+        ]
 
     def open_page(self, *, after: str = "", limit: int = 500, run_ids: Sequence[str] = ()) -> list[OpenRun]:
         """Return open runs by id above `after` (index runs_open_id), or those of `run_ids`."""

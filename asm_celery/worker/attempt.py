@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from asm_celery.coordinator import Claim
 from asm_celery.errors import StopRun
+from asm_celery.moves.coordinator import Claim
 
 log = logging.getLogger("asm_celery.worker")
 
@@ -162,13 +162,9 @@ class Attempts:
                 del self._by_run[attempt.run_id]
 
     def all(self) -> list[Attempt]:
-        """Return the attempts that are here now."""
+        """Return the attempts that are here now, also those just being claimed."""
         with self._lock:
             return list(self._by_run.values())
-
-    def held(self) -> dict[str, int]:
-        """Return run id -> claim number of what is here, also of what is just about to be claimed."""
-        return {attempt.run_id: attempt.number for attempt in self.all()}
 
     def stop(self, run_id: str, number: int, kind: str) -> None:
         """Ask the attempt to stop; nothing if the run is not here under this claim number."""
@@ -179,12 +175,12 @@ class Attempts:
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline (monotonic) of an attempt that nobody asked to stop."""
-        return min((attempt.deadline for attempt in self.all() if _limited(attempt)), default=None)
+        return min((one.deadline for one in self._limited() if one.deadline is not None), default=None)
 
     def overdue(self) -> list[Attempt]:
         """Return the attempts whose deadline has passed and that nobody asked to stop."""
         now = time.monotonic()
-        return [one for one in self.all() if _limited(one) and (one.deadline or 0.0) <= now]
+        return [one for one in self._limited() if one.deadline is not None and one.deadline <= now]
 
     def wait(self, timeout: float) -> None:
         """Wait until a deadline was added or `wake` was called, at most `timeout` seconds."""
@@ -195,6 +191,5 @@ class Attempts:
         """End a `wait`."""
         self._changed.set()
 
-
-def _limited(attempt: Attempt) -> bool:
-    return attempt.deadline is not None and attempt.stop_kind is None
+    def _limited(self) -> list[Attempt]:
+        return [attempt for attempt in self.all() if attempt.stop_kind is None]

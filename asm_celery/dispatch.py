@@ -1,0 +1,78 @@
+"""Ring doorbells: send what a promoting script leased to Celery.
+
+A message says "run R may start under claim n" and nothing else: lost, repeated or late, it changes nothing
+but time.  So sending never fails a caller: a lease whose doorbell was not sent is rung again by the repair
+loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from celery import Celery
+
+from asm_celery.keys import FORMAT_VERSION
+from asm_celery.model import Lease
+
+log = logging.getLogger(__name__)
+
+TASK: Final = "asm.run"
+CeleryApp = Celery
+
+
+class Dispatcher(Protocol):
+    """Sends doorbells; never raises for a broker that is away."""
+
+    def dispatch(self, leases: Sequence[Lease]) -> None:
+        """Ring for each lease."""
+
+    def revoke(self, lease_id: str) -> None:
+        """Ask workers to drop a doorbell they have not begun, so that monitors show it as revoked."""
+
+
+class CeleryDispatcher:
+    """Sends each doorbell as one Celery task message, whose id is the lease's task id.
+
+    Args:
+        app: returns the application, made at first use, because a web process may never dispatch.
+    """
+
+    def __init__(self, app: Callable[[], Celery]) -> None:
+        self._app = app
+
+    def dispatch(self, leases: Sequence[Lease]) -> None:
+        """Send a message a lease; one broker round trip each."""
+        for lease in leases:
+            try:
+                self._app().send_task(TASK, **message_of(lease))
+            except Exception as cause:
+                # kombu's errors differ by transport, and none of them may fail the move: the repair
+                # loop rings again
+                log.warning(
+                    "the doorbell of %s was not sent, it will be rung again: %s", lease.task_id, cause
+                )
+                return
+
+    def revoke(self, lease_id: str) -> None:
+        """Broadcast a revoke; a worker that is away does not hear it, and need not."""
+        try:
+            self._app().control.revoke(lease_id)
+        except Exception as cause:
+            log.info("the revoke of %s was not sent: %s", lease_id, cause)
+
+
+def message_of(lease: Lease) -> dict[str, Any]:
+    """Return what `send_task` needs: ids and a claim number, no user text (monitors show arguments)."""
+    return {
+        "args": (lease.run_id, lease.claim, lease.session_id, FORMAT_VERSION),
+        "task_id": lease.task_id,
+        "queue": lease.queue,
+        "serializer": "json",
+        "ignore_result": True,
+        "retry": False,
+        "shadow": f"asm.run {lease.agent}",
+        "argsrepr": f"(session={lease.session_id!r}, run={lease.run_id!r}, claim={lease.claim})",
+        "kwargsrepr": "{}",
+    }

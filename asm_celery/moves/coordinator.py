@@ -1,0 +1,328 @@
+"""The life of an attempt: start, append, finish, give back.
+
+Every write names the claim number, and is refused when the run has moved on: a worker that was taken for
+dead can do no harm.  Order of work in each move: SQL, then Redis, then the doorbell.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from asm_celery.codec import encode
+from asm_celery.config import Config
+from asm_celery.errors import CoordinationUnavailable, LeaseLost, StorageConnectionFailed
+from asm_celery.events.log import EventLog, LogTransaction
+from asm_celery.model import Event, Run, Session, new_id
+from asm_celery.moves.promotion import Promoter, entries_of, line_of
+from asm_celery.moves.stopping import Stopper, terminal_event
+from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
+from asm_celery.store.sessions import AgentTerms
+
+log = logging.getLogger(__name__)
+
+# A terminal event carries the output too when it is small: a page that follows needs no second read.
+_SMALL_OUTPUT = 16 * 1024
+_LONGEST_BACKOFF_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to execute a run under one number, as committed in SQL."""
+
+    run: Run
+    session: Session
+    number: int
+    executor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended, as its executor saw it; `error` is {code, message, details}."""
+
+    status: RunStatus
+    output: Any = None
+    error: dict[str, Any] | None = None
+    token_usage: dict[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+    turn_count: int = 0
+
+
+class _Refused(Exception):
+    """Leaves the claiming transaction, so that it is rolled back."""
+
+
+class _Lacking(Exception):
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+
+class Coordinator:
+    """The moves of an attempt."""
+
+    def __init__(self, config: Config, log: EventLog, promoter: Promoter, stopper: Stopper) -> None:
+        self._config = config
+        self._log = log
+        self._promoter = promoter
+        self._stopper = stopper
+
+    def start(
+        self, run_id: str, claim: int, executor: str, *, knows: Callable[[str], object | None]
+    ) -> Claim | None:
+        """Answer a doorbell: begin the lease, then claim the run; `run_started` is stored with the claim.
+
+        One script and one transaction; a refused claim costs one read and one script more.
+
+        Guarantee: at most one executor gets a claim number, and only when the run may run now.  None: a
+        spare doorbell, a refused claim (already given back) or Redis away (rung again later).
+        """
+        nonce = new_id("clm")
+        try:
+            if not self._promoter.queue.begin(run_id, claim, executor, nonce):
+                return None
+        except CoordinationUnavailable as cause:
+            log.warning("doorbell of %s dropped: %s", run_id, cause.message)
+            return None
+        try:
+            return self._claim(run_id, claim, executor, nonce, knows)
+        except _Lacking as lacking:
+            self._give_back_lacking(lacking.run, claim, executor)
+        except _Refused:
+            self.give_back(run_id, claim, executor)
+        except StorageConnectionFailed:
+            # the answer to COMMIT may be all that was lost: whose claim is it?
+            with self._log.store.read() as tx:
+                run = tx.runs.get(run_id)
+                if run is not None and tx.runs.nonce_of(run_id) == nonce:
+                    session = tx.sessions.get(run.session_id)
+                    assert session is not None
+                    return Claim(run=run, session=session, number=claim, executor=executor)
+            self.give_back(run_id, claim, executor)
+        return None
+
+    def append(self, claim: Claim, events: list[Event], position: int) -> int:
+        """Store events of the attempt; returns the new position, `position` + how many.
+
+        One transaction of three statements.  Guarantee: exactly once: called again with the same
+        position after a lost answer, it finds the events stored and says so.
+
+        Raises:
+            LeaseLost: the run has moved on; the attempt must end, nothing it writes is kept.
+        """
+        run_id, after = claim.run.run_id, position + len(events)
+        with self._log.transaction() as tx:
+            if tx.runs.advance(run_id, claim.number, position=position, count=len(events)) is not None:
+                tx.append(claim.run.session_id, events)
+                return after
+            run = tx.runs.get(run_id)
+        if run is not None and _is_held(run, claim) and run.event_position == after:
+            return after
+        raise _lost(claim, run)
+
+    def finish(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
+        """End the attempt: its last events, its terminal event (or requeue) and the status together.
+
+        One transaction, then one script and the doorbells of what it frees.  A failed attempt with
+        attempts left waits again at its old position; a run that was asked to stop ends as asked, with
+        what it produced as partial output.
+
+        Guarantee: exactly one terminal event per run; called again after a lost answer, it returns what
+        was stored.
+
+        Raises:
+            LeaseLost: the run has moved on.
+        """
+        run = self._end(claim, outcome, events, position)
+        if run.is_terminal:
+            self._promoter.settle(lambda: self._promoter.queue.finish(run.run_id))
+        else:
+            self.give_back(run.run_id, claim.number, claim.executor)
+        return run
+
+    def lose(self, run_id: str, claim: int, *, message: str) -> Run | None:
+        """Write the fate of an attempt whose worker died: requeued while attempts are left, else failed.
+
+        One transaction; the caller then tells Redis.  None: the attempt had ended, or moved on.
+        """
+        error = {"code": "worker_lost", "message": message, "details": {"claim": claim}}
+        outcome = Outcome(status=RunStatus.FAILED, error=error)
+        with self._log.transaction() as tx:
+            run = tx.runs.get(run_id)
+            if run is None or run.status is not RunStatus.RUNNING or run.claims != claim:
+                return None
+            return self._write_end(tx, run, claim, outcome, [], None)
+
+    def give_back(self, run_id: str, claim: int, executor: str, *, verdict: str = "keep") -> str:
+        """Return a lease whose run SQL does not let run now, telling Redis what SQL says of the session.
+
+        One read of two or three statements, one script.
+        """
+        with self._log.store.read() as tx:
+            own = tx.runs.open_page(run_ids=[run_id])
+            first = tx.runs.first_open(own[0].session_id, own[0].slots) if own else []
+        if not own:
+            return self._promoter.settle(lambda: self._promoter.queue.finish(run_id))
+        entries = entries_of({run.run_id: run for run in [*own, *first]}.values())
+        return self._promoter.settle(
+            lambda: self._promoter.queue.give_back(
+                run_id, claim, executor, line_of(own[0]), entries, verdict=verdict
+            )
+        )
+
+    def _claim(
+        self, run_id: str, claim: int, executor: str, nonce: str, knows: Callable[[str], object | None]
+    ) -> Claim:
+        with self._log.transaction() as tx:
+            run = tx.runs.claim(run_id, claim, executor=executor, nonce=nonce)
+            if run is None:
+                raise _Refused
+            if knows(run.agent) is None:
+                raise _Lacking(run)
+            started = Event.new(
+                EventType.RUN_STARTED,
+                run.session_id,
+                run_id=run_id,
+                data={"attempt": run.attempt, "executor": executor},
+                attempt=run.attempt,
+                provider=run.agent,
+            )
+            if tx.append(run.session_id, [started], states=STARTABLE) is None:
+                raise _Refused
+            session = tx.sessions.get(run.session_id)
+            assert session is not None
+        return Claim(run=run, session=session, number=claim, executor=executor)
+
+    def _give_back_lacking(self, run: Run, claim: int, executor: str) -> None:
+        with self._log.store.read() as tx:
+            terms = tx.agents.get(run.agent)
+        if terms is not None and terms.queue != run.queue:
+            self._reroute(run, terms)
+        word = self.give_back(run.run_id, claim, executor, verdict="lacking")
+        patience = run.queue_timeout or self._config.queue_timeout_s
+        if terms is None and word.isdigit() and int(word) >= patience * 1000:
+            self._stopper.withdraw(
+                run.run_id,
+                RunStatus.FAILED,
+                code="agent_not_found",
+                message=f"no worker knew agent {run.agent!r} for {patience:g} s: register it in a worker's module",
+                only_if=lambda waiting: waiting.status is RunStatus.PENDING,
+            )
+
+    def _reroute(self, run: Run, terms: AgentTerms) -> None:
+        with self._log.transaction() as tx:
+            tx.runs.reroute(run.run_id, terms.queue)
+
+    def _end(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
+        with self._log.transaction() as tx:
+            ended = self._write_end(tx, claim.run, claim.number, outcome, events, position)
+            if ended is not None:
+                return ended
+            run = tx.runs.get(claim.run.run_id)
+        if run is not None and run.claims == claim.number and run.status is not RunStatus.RUNNING:
+            return run  # ours: the answer to an earlier COMMIT was lost
+        raise _lost(claim, run)
+
+    def _write_end(
+        self,
+        tx: LogTransaction,
+        run: Run,
+        claim: int,
+        outcome: Outcome,
+        events: list[Event],
+        position: int | None,
+    ) -> Run | None:
+        values = _columns(outcome, self._config)
+        place: dict[str, Any] = {"position": position, "count": len(events)}
+        delay_s = self._backoff(run.attempt)
+        if outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts:
+            again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, **place)
+            if again is not None:
+                tx.append(run.session_id, [*events, _requeued(again, outcome, delay_s)])
+                return again
+        stopped = outcome.status in STOPPED_STATUS.values() and outcome.error is None
+        ended = None
+        if not stopped:
+            ended = tx.runs.finish(run.run_id, claim, outcome.status, **place, **values)
+        if ended is None:
+            # a stop was asked for: the run ends as asked, and what came late is partial output
+            asked = tx.runs.get(run.run_id)
+            if asked is None or asked.stop_requested is None:
+                return None
+            status = STOPPED_STATUS[asked.stop_requested]
+            if asked.stop_reason in ("run_timeout",):
+                error = {"code": "run_timeout", "message": f"the run took longer than {run.run_timeout:g} s"}
+                values["error"] = encode(error, what="the error", max_bytes=1 << 20)
+            elif status is not RunStatus.TIMEOUT:
+                values["error"] = None
+            ended = tx.runs.finish(run.run_id, claim, status, unless_stopped=False, **place, **values)
+        if ended is None:
+            return None
+        tx.append(run.session_id, [*events, terminal_event(ended, _told(ended, values))])
+        return ended
+
+    def _backoff(self, attempt: int) -> float:
+        delay = min(_LONGEST_BACKOFF_S, self._config.retry_backoff_s * 2 ** (max(attempt, 1) - 1))
+        # jitter: runs that failed together do not all come back together
+        return float(delay * random.uniform(0.8, 1.2))
+
+
+def _columns(outcome: Outcome, config: Config) -> dict[str, Any]:
+    def text(value: Any, what: str) -> str:
+        return encode(value, what=what, max_bytes=max(config.max_output_bytes, 1 << 20))
+
+    return {
+        "output": None if outcome.output is None else text(outcome.output, "the output"),
+        "error": None if outcome.error is None else text(outcome.error, "the error"),
+        "token_usage": text(outcome.token_usage, "the token usage"),
+        "cost_usd": outcome.cost_usd,
+        "turn_count": outcome.turn_count,
+    }
+
+
+def _told(run: Run, values: dict[str, Any]) -> dict[str, object]:
+    told: dict[str, object] = {"reason": run.stop_reason}
+    if run.error is not None:
+        told |= {
+            "error_code": run.error.get("code"),
+            "error_message": run.error.get("message"),
+            "details": run.error.get("details") or None,
+        }
+    if run.token_usage:
+        told["token_usage"] = run.token_usage
+    if run.output is not None and len(values.get("output") or "") <= _SMALL_OUTPUT:
+        told["output"] = run.output
+    return told
+
+
+def _requeued(run: Run, outcome: Outcome, delay_s: float) -> Event:
+    error = outcome.error or {}
+    data = {
+        "attempt": run.attempt,
+        "max_attempts": run.max_attempts,
+        "error_code": error.get("code"),
+        "error_message": error.get("message"),
+        "delay_s": round(delay_s, 3),
+    }
+    return Event.new(
+        EventType.RUN_REQUEUED,
+        run.session_id,
+        run_id=run.run_id,
+        data=data,
+        attempt=run.attempt,
+        provider=run.agent,
+    )
+
+
+def _is_held(run: Run, claim: Claim) -> bool:
+    return run.status is RunStatus.RUNNING and run.claims == claim.number
+
+
+def _lost(claim: Claim, run: Run | None) -> LeaseLost:
+    now = "gone" if run is None else f"{run.status} under claim {run.claims}"
+    return LeaseLost(
+        f"claim {claim.number} of run {claim.run.run_id} is no longer valid: the run is {now}; end the attempt",
+        details={"run_id": claim.run.run_id, "claim": claim.number},
+    )

@@ -1,0 +1,235 @@
+"""Keep the promises when something died: beats, judgement of silence, the repair pass.
+
+Every action is a compare-and-set, so any number of workers may run this at once.  Silence is timed by the
+observer's own monotonic clock; times of two machines are never compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from asm_celery.agent import AgentRegistry
+from asm_celery.codec import encode
+from asm_celery.config import Config
+from asm_celery.errors import CoordinationUnavailable, StorageError
+from asm_celery.events.log import EventLog
+from asm_celery.model import new_id
+from asm_celery.moves.coordinator import Coordinator
+from asm_celery.moves.promotion import Promoter, entries_of, line_of
+from asm_celery.moves.restore import Restore
+from asm_celery.moves.silence import Silence
+from asm_celery.moves.stopping import Stopper
+from asm_celery.queue.run_queue import Held
+from asm_celery.states import RunStatus, StopKind
+from asm_celery.store.run_queries import HeldRun
+from asm_celery.store.sessions import AgentTerms
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a beat tells its executor: attempts to stop, and attempts that are no longer its own."""
+
+    stops: dict[str, StopKind] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+
+
+class Recovery:
+    """One process's part in keeping every run alive or decided."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: AgentRegistry,
+        log: EventLog,
+        promoter: Promoter,
+        coordinator: Coordinator,
+        stopper: Stopper,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._log = log
+        self._promoter = promoter
+        self._coordinator = coordinator
+        self._stopper = stopper
+        self._restore = Restore(config, log, promoter)
+        self._silence = Silence(lease_s=config.lease_s, look_s=config.repair_s)
+        self._observer = new_id("obs")
+        self._orphans: set[str] = set()
+        self._compared_at = 0.0
+        self._is_enrolled = False
+
+    def beat(self, executor: str, held: dict[str, int], *, worker: str = "") -> Beat:
+        """Raise the beats of an executor: once in SQL, and in Redis for each run it holds.
+
+        One transaction of two statements, one script.  With one of the two stores away the other still
+        beats, so the executor is not taken for dead.
+
+        Args:
+            held: the runs it executes, with the claim number of each.
+
+        Raises:
+            StorageError, CoordinationUnavailable: both stores were tried; the first trouble is raised.
+        """
+        try:
+            with self._log.transaction() as tx:
+                tx.executors.beat(executor, worker)
+                running = {run.run_id: run for run in tx.runs.held_by(executor)}
+        except StorageError:
+            self._promoter.queue.renew(executor, held)
+            raise
+        mine = {run_id: claim for run_id, claim in held.items() if _owns(running, run_id, claim)}
+        self._end_orphans(running.keys() - held.keys())
+        words = self._promoter.queue.renew(executor, mine)
+        self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
+        stops = {run_id: stop for run_id in mine if (stop := running[run_id].stop) is not None}
+        return Beat(stops=stops, lost=set(held) - set(mine))
+
+    def announce(self, executor: str, worker: str, slots: int, queues: Sequence[str]) -> None:
+        """Say how many runs this executor can take from which Celery queues (0: none any more).
+
+        One script; at the first call also one transaction that declares the agents and seeds the limits.
+        """
+        if not self._is_enrolled:
+            self._enroll()
+        hold_s = max(self._config.lease_s, 3 * self._config.beat_s)
+        self._promoter.settle(
+            lambda: self._promoter.queue.announce(
+                executor, worker, slots, queues, hold_s=hold_s, ring_s=self._config.ring_s
+            )
+        )
+
+    def retire(self, worker: str) -> None:
+        """Say that a worker takes no more runs; called when it was told to stop."""
+        self._promoter.queue.retire(worker)
+
+    def leave(self, executor: str, queues: Sequence[str], *, worker: str = "") -> None:
+        """Forget an executor that ended in good order and holds nothing."""
+        self._promoter.settle(
+            lambda: self._promoter.queue.announce(
+                executor, worker, 0, queues, hold_s=1, ring_s=self._config.ring_s
+            )
+        )
+        with self._log.transaction() as tx:
+            tx.executors.remove(executor)
+
+    def repair(self) -> float:
+        """Look once for what is silent, unanswered, forgotten or overdue, and mend it.
+
+        Two or three scripts and two reads when nothing is wrong; every `ring_s` also a comparison of all
+        open runs with Redis, in pages.
+
+        Returns:
+            Seconds until the next look, at most `repair_s`.
+        """
+        self._restore.run_if_cold()
+        for silent in self._silence.judge(self._promoter.queue.observe(), self._vouchers):
+            self.take_over(silent)
+        rung = self._promoter.queue.ring()
+        self._promoter.ring_for([*rung.repeated, *rung.granted])
+        self._stop_overdue()
+        if time.monotonic() - self._compared_at >= self._config.ring_s:
+            self._compared_at = time.monotonic()
+            self._restore.compare()
+        return min(self._config.repair_s, rung.due_ms / 1000)
+
+    def take_over(self, silent: Held) -> bool:
+        """Make a silent lease ours, and write what becomes of its run; False: it is not silent any more."""
+        if not self._promoter.queue.take_over(silent, self._observer):
+            return False
+        log.warning(
+            "run=%s claim=%s executor=%s was silent for %g s: taken over",
+            silent.run_id,
+            silent.claim,
+            silent.executor,
+            self._config.lease_s,
+        )
+        self._resolve(
+            silent.run_id,
+            silent.claim,
+            f"its worker {silent.executor} was silent for {self._config.lease_s:g} s",
+        )
+        return True
+
+    def _resolve(self, run_id: str, claim: int, message: str) -> None:
+        # SQL decides: whoever wrote first is right, and Redis is then told what SQL says
+        self._coordinator.lose(run_id, claim, message=message)
+        self._coordinator.give_back(run_id, claim, self._observer)
+
+    def _end_orphans(self, candidates: set[str]) -> None:
+        # Running under our id, and not executed by us: seen at two beats, because a claim is committed
+        # a moment before its attempt is registered.
+        for run_id in candidates & self._orphans:
+            with self._log.store.read() as tx:
+                run = tx.runs.get(run_id)
+            if run is None or run.executor is None or run.status is not RunStatus.RUNNING:
+                continue
+            ended = self._coordinator.lose(run_id, run.claims, message="its executor no longer executes it")
+            if ended is not None:
+                self._coordinator.give_back(run_id, run.claims, run.executor)
+        self._orphans = candidates
+
+    def _record_again(self, run_ids: list[str]) -> None:
+        if not run_ids:
+            return
+        with self._log.store.read() as tx:
+            lost = tx.runs.open_page(run_ids=run_ids)
+        for run in lost:
+            self._promoter.queue.enqueue(line_of(run), entries_of([run]))
+
+    def _vouchers(self, silent: list[Held]) -> dict[str, tuple[str, int]]:
+        """For each silent run that SQL says its executor is running: that executor's beat in SQL."""
+        with self._log.store.read() as tx:
+            beats = tx.executors.beats({held.executor for held in silent})
+            runs = {run.run_id: run for run in tx.runs.open_page(run_ids=[held.run_id for held in silent])}
+        return {
+            held.run_id: (held.executor, beats[held.executor])
+            for held in silent
+            if held.executor in beats
+            and held.run_id in runs
+            and runs[held.run_id].executor == held.executor
+            and runs[held.run_id].claims == held.claim
+        }
+
+    def _stop_overdue(self) -> None:
+        with self._log.store.read() as tx:
+            overdue = tx.runs.overdue()
+        for run in overdue:
+            if run.status is RunStatus.RUNNING:
+                self._stopper.request(run.run_id, StopKind.TIMEOUT, reason="run_timeout", by="timer")
+            else:
+                self._stopper.withdraw(
+                    run.run_id,
+                    RunStatus.TIMEOUT,
+                    code="queue_timeout",
+                    message=f"the run waited longer than its queue_timeout of {run.queue_timeout:g} s",
+                    only_if=lambda waiting: waiting.status is RunStatus.PENDING,
+                )
+
+    def _enroll(self) -> None:
+        with self._log.transaction() as tx:
+            self._restore.seed_limits(tx)
+            for spec in self._registry:
+                terms = AgentTerms(
+                    queue=spec.queue or self._config.default_queue,
+                    stop_grace_s=spec.stop_grace_s,
+                    run_timeout=spec.run_timeout,
+                    max_attempts=spec.max_attempts,
+                    resumable=spec.resumable,
+                )
+                words = encode(sorted(spec.capabilities), what="capabilities", max_bytes=10_000)
+                tx.agents.declare(spec.name, terms, words)
+        self._is_enrolled = True
+        try:
+            self._restore.run_if_cold()
+        except CoordinationUnavailable as cause:
+            log.warning("Redis is away at the start of this worker: %s", cause.message)
+
+
+def _owns(running: dict[str, HeldRun], run_id: str, claim: int) -> bool:
+    run = running.get(run_id)
+    return run is not None and run.claims == claim

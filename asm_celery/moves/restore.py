@@ -1,0 +1,143 @@
+"""Make Redis say what SQL says: as a whole behind a closed gate, and run by run in the repair pass.
+
+After a restart, a flush or a failover Redis records but promotes nothing, so no limit can be exceeded,
+until one worker has written everything that is open, limits first, and opens the gate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from asm_celery.config import Config
+from asm_celery.events.log import EventLog, LogTransaction
+from asm_celery.model import new_id
+from asm_celery.moves.promotion import Promoter, entries_of, line_of
+from asm_celery.states import RunStatus
+from asm_celery.store.run_queries import OpenRun
+
+log = logging.getLogger(__name__)
+
+RUN_LIMIT = "max_parallel_runs"
+SESSION_LIMIT = "max_parallel_sessions"
+NO_LIMIT = "none"
+_PAGE = 500
+# The restorer's right ends by itself, so that another can follow one that died; writing 10,000 runs takes
+# a few seconds.
+_RIGHT_S = 30.0
+
+
+class Restore:
+    """Writes SQL's truth into Redis."""
+
+    def __init__(self, config: Config, log: EventLog, promoter: Promoter) -> None:
+        self._config = config
+        self._log = log
+        self._promoter = promoter
+        self._restorer = new_id("res")
+        self._missing: set[str] = set()
+
+    def run_if_cold(self) -> bool:
+        """Restore everything if Redis is cold; True if this call opened the gate.
+
+        Guarantee: idempotent at every step; a death half-way leaves the gate closed, and the next caller
+        begins again.  One script when Redis is warm.
+        """
+        queue = self._promoter.queue
+        if queue.begin_restore(self._restorer, hold_s=_RIGHT_S) != "mine":
+            return False
+        queue.check_server()
+        self.write_limits()
+        known = queue.known()
+        open_ids = {run.run_id for run in self._write_all()}
+        for run_id in known - open_ids:
+            queue.finish(run_id)
+        word = self._promoter.settle(lambda: queue.open_gate(self._restorer))
+        log.info("Redis was cold: %d open runs restored from SQL, gate %s", len(open_ids), word)
+        return word == "open"
+
+    def compare(self) -> int:
+        """Mend single differences between SQL and Redis; returns how many were mended.
+
+        Redis is read first: SQL is written first at each submit, so what Redis knows and SQL does not
+        hold open is over.
+        """
+        known = self._promoter.queue.known()
+        mended, open_ids, missing = 0, set(), set()
+        for page in self._pages():
+            for run in page:
+                open_ids.add(run.run_id)
+                if run.run_id in known:
+                    continue
+                missing.add(run.run_id)
+                # a running run may have ended since SQL was read: it must be missing at two looks
+                if run.status is RunStatus.PENDING or run.run_id in self._missing:
+                    self._write([run])
+                    mended += 1
+        self._missing = missing
+        for run_id in known - open_ids:
+            self._promoter.settle(lambda run_id=run_id: self._promoter.queue.finish(run_id))  # type: ignore[misc]
+            mended += 1
+        return mended
+
+    def seed_limits(self, tx: LogTransaction) -> None:
+        """Write the configured limits into the settings unless an operator's are there."""
+        tx.settings.seed(RUN_LIMIT, str(self._config.max_parallel_runs))
+        tx.settings.seed(SESSION_LIMIT, str(self._config.max_parallel_sessions))
+
+    def limits(self) -> tuple[int | None, int | None]:
+        """Return the limits of runs and sessions as SQL has them; None: no limit."""
+        with self._log.store.read() as tx:
+            stored = tx.settings.all()
+        return (
+            _limit(stored.get(RUN_LIMIT), self._config.max_parallel_runs),
+            _limit(stored.get(SESSION_LIMIT), self._config.max_parallel_sessions),
+        )
+
+    def write_limits(self) -> None:
+        """Tell Redis the limits that SQL has; logs where this process was configured otherwise."""
+        runs, sessions = self.limits()
+        for name, stored in ((RUN_LIMIT, runs), (SESSION_LIMIT, sessions)):
+            configured = getattr(self._config, name)
+            if stored != configured:
+                log.warning(
+                    "%s is %s here and %s in the settings table: the table holds, change it with set_limits",
+                    name,
+                    configured,
+                    stored or "unlimited",
+                )
+        self._promoter.settle(lambda: self._promoter.queue.limiter_set(runs, sessions))
+
+    def _write_all(self) -> Iterator[OpenRun]:
+        # running runs first: their leases take limiter slots before anything could be promoted
+        for wanted in (RunStatus.RUNNING, RunStatus.PENDING):
+            for page in self._pages():
+                chosen = [run for run in page if run.status is wanted]
+                self._write(chosen)
+                yield from chosen
+
+    def _write(self, runs: list[OpenRun]) -> None:
+        by_session = sorted(runs, key=lambda run: (run.session_id, run.position))
+        for _, group in groupby(by_session, key=lambda run: run.session_id):
+            self._write_session(list(group))
+
+    def _write_session(self, runs: list[OpenRun]) -> None:
+        self._promoter.settle(lambda: self._promoter.queue.enqueue(line_of(runs[0]), entries_of(runs)))
+
+    def _pages(self) -> Iterable[list[OpenRun]]:
+        after = ""
+        while True:
+            with self._log.store.read() as tx:
+                page = tx.runs.open_page(after=after, limit=_PAGE)
+            if page:
+                yield page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].run_id
+
+
+def _limit(stored: str | None, configured: int) -> int | None:
+    if stored is None:
+        return configured
+    return None if stored == NO_LIMIT else int(stored)

@@ -1,0 +1,309 @@
+"""Start sessions and submit runs: SQL first, then Redis, then the doorbell.
+
+What is accepted here is in SQL and will reach a terminal status, whatever happens to Redis, the broker or
+this process.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from asm_celery.agent import AgentRegistry
+from asm_celery.codec import digest, encode
+from asm_celery.config import Config
+from asm_celery.errors import (
+    AlreadyExists,
+    CoordinationUnavailable,
+    IdempotencyConflict,
+    InvalidOperation,
+    QueueFull,
+    SessionBusy,
+    SessionDraining,
+    SessionNotFound,
+    StorageConnectionFailed,
+    ValidationError,
+)
+from asm_celery.events.log import EventLog, LogTransaction
+from asm_celery.model import Event, Run, Session, check_count, check_seconds
+from asm_celery.moves.promotion import Promoter, entries_of, line_of
+from asm_celery.moves.stopping import Stopper, Stops
+from asm_celery.queue.run_queue import Entry, Line
+from asm_celery.states import EventType, SessionStatus
+from asm_celery.store.sessions import AgentTerms, Counter
+
+log = logging.getLogger(__name__)
+
+ON_BUSY = ("enqueue", "reject", "interrupt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions:
+    """What a submit may say; `None` leaves it to the agent, then to the configuration."""
+
+    run_timeout: float | None = None
+    queue_timeout: float | None = None
+    max_attempts: int | None = None
+    metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    on_busy: str = "enqueue"
+
+    def __post_init__(self) -> None:
+        check_seconds(self.run_timeout, what="run_timeout", minimum=0.001)
+        check_seconds(self.queue_timeout, what="queue_timeout", minimum=0.001)
+        if self.max_attempts is not None:
+            check_count(self.max_attempts, what="max_attempts", minimum=1, maximum=1000)
+        key = self.idempotency_key
+        if key is not None and (not isinstance(key, str) or not 1 <= len(key) <= 255):
+            raise ValidationError(
+                f"idempotency_key={key!r:.80} must be a string of 1 to 255 characters",
+                details={"field": "idempotency_key"},
+            )
+        if self.on_busy not in ON_BUSY:
+            raise ValidationError(
+                f"on_busy={self.on_busy!r} must be one of {', '.join(ON_BUSY)}",
+                details={"field": "on_busy", "value": repr(self.on_busy)},
+            )
+
+
+class _KnownKey(Exception):
+    """Leaves the transaction, so that it is rolled back, with the run that has the key."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+
+class Submission:
+    """The moves that admit: sessions and runs."""
+
+    def __init__(
+        self, config: Config, registry: AgentRegistry, log: EventLog, promoter: Promoter, stopper: Stopper
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._log = log
+        self._promoter = promoter
+        self._stopper = stopper
+
+    def start_session(self, session: Session) -> Session:
+        """Store a new session with its first two events.
+
+        One transaction.  Guarantee: all or nothing.
+
+        Raises:
+            AlreadyExists: the id is taken.
+        """
+        metadata = encode(
+            session.metadata, what="session metadata", max_bytes=self._config.max_metadata_bytes
+        )
+        with self._log.transaction() as tx:
+            if not tx.sessions.insert(session, metadata):
+                raise AlreadyExists(
+                    f"session {session.session_id!r} exists already: attach to it, or say if_exists='attach'",
+                    details={"session_id": session.session_id},
+                )
+            tx.append(
+                session.session_id,
+                [
+                    Event.new(
+                        EventType.SESSION_CREATED,
+                        session.session_id,
+                        data={"provider": session.agent, "agent": session.agent},
+                        provider=session.agent,
+                    ),
+                    Event.new(EventType.SESSION_STARTED, session.session_id, provider=session.agent),
+                ],
+            )
+        return replace(session, last_sequence=2)
+
+    def submit(self, session: Session, value: Any, options: SubmitOptions) -> str:
+        """Accept a run and return its id; it is in SQL when this returns.
+
+        One transaction, one script, and one message for each lease the script grants.
+
+        Guarantee: if it raises, no run was accepted; if the process dies inside, the run is accepted
+        or not, and an idempotency key makes trying again safe.
+
+        Raises:
+            InvalidInput: not JSON, or over `max_input_bytes`.
+            SessionNotFound, InvalidOperation, SessionDraining: it accepts no runs.
+            QueueFull, SessionBusy: no room, or open runs and ``on_busy="reject"``.
+            IdempotencyConflict: the key was used with another input.
+            StorageConnectionFailed: no database; nothing was written.
+        """
+        text = encode(value, what="the input", max_bytes=self._config.max_input_bytes)
+        metadata = encode(
+            options.metadata or {}, what="run metadata", max_bytes=self._config.max_metadata_bytes
+        )
+        self._refuse_old_server()
+        run = Run.new(session.session_id, agent=session.agent, idempotency_key=options.idempotency_key)
+        stops = Stops()
+        try:
+            run, counter, stops = self._accept(session, run, options, text, metadata)
+        except _KnownKey as known:
+            self._repeat(known.run_id)
+            return known.run_id
+        except StorageConnectionFailed:
+            # the answer to COMMIT may be all that was lost
+            accepted = self._look_up(run.run_id)
+            if accepted is None:
+                raise
+            self._repeat(run.run_id)
+            return run.run_id
+        self._stopper.carry_out(stops)
+        line = Line(
+            session_id=session.session_id,
+            slots=session.max_concurrent_runs,
+            state=counter.state.value,
+            version=counter.state_version,
+        )
+        entry = Entry(
+            run_id=run.run_id,
+            agent=run.agent,
+            position=run.position,
+            queue=run.queue,
+            status=run.status.value,
+            claims=0,
+        )
+        self._promoter.settle(lambda: self._promoter.queue.enqueue(line, [entry]))
+        return run.run_id
+
+    def append_events(self, session: Session, events: list[Event]) -> list[Event]:
+        """Store a caller's events; see `SessionServer.append_events`."""
+        for event in events:
+            if not isinstance(event, Event) or event.session_id != session.session_id:
+                raise ValidationError(
+                    f"{event!r:.80} is not an Event of session {session.session_id!r}: make it with Event.new",
+                    details={"session_id": session.session_id},
+                )
+            encode(event.data, what="event data", max_bytes=self._config.max_event_bytes)
+        if not events:
+            return []
+        with self._log.transaction() as tx:
+            # the counter row is locked before the ids are looked up, so no writer comes between
+            if tx.sessions.draw(session.session_id) is None:
+                raise SessionNotFound(f"there is no session {session.session_id!r}: it was deleted")
+            stored = tx.events.by_ids([event.event_id for event in events])
+            _refuse_foreign(session.session_id, stored)
+            fresh = list({event.event_id: event for event in events if event.event_id not in stored}.values())
+            stored |= {event.event_id: event for event in tx.append(session.session_id, fresh) or []}
+        return [stored[event.event_id] for event in events]
+
+    def _accept(
+        self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
+    ) -> tuple[Run, Counter, Stops]:
+        session_id, stops = session.session_id, Stops()
+        with self._log.transaction() as tx:
+            if options.on_busy == "interrupt":
+                stops = self._stopper.stop_open(tx, session_id, reason="on_busy")
+            counter = tx.sessions.draw(session_id, sequences=1, positions=1)
+            if counter is None:
+                raise SessionNotFound(
+                    f"there is no session {session_id!r}: it was deleted", details={"session_id": session_id}
+                )
+            self._refuse_known_key(tx, session_id, options.idempotency_key, digest(text))
+            _refuse_closed(session_id, counter.state)
+            _refuse_full(tx, session, options.on_busy, stops)
+            run = self._with_terms(tx, replace(run, position=counter.last_position), options)
+            tx.runs.insert(run, input_text=text, input_digest=digest(text), metadata=metadata)
+            queued = Event.new(
+                EventType.RUN_QUEUED,
+                session_id,
+                run_id=run.run_id,
+                data={"position": run.position},
+                provider=run.agent,
+                sequence=counter.last_sequence,
+            )
+            tx.write([queued])
+        return run, counter, stops
+
+    def _with_terms(self, tx: LogTransaction, run: Run, options: SubmitOptions) -> Run:
+        spec = self._registry.get(run.agent)
+        terms = tx.agents.get(run.agent) if spec is None else None
+        said = spec or terms or AgentTerms(queue=self._config.default_queue)
+        return replace(
+            run,
+            queue=said.queue or self._config.default_queue,
+            run_timeout=options.run_timeout if options.run_timeout is not None else said.run_timeout,
+            queue_timeout=options.queue_timeout,
+            max_attempts=options.max_attempts or said.max_attempts or self._config.max_attempts,
+        )
+
+    def _refuse_known_key(
+        self, tx: LogTransaction, session_id: str, key: str | None, fingerprint: str
+    ) -> None:
+        known = tx.runs.by_key(session_id, key) if key is not None else None
+        if known is None:
+            return
+        run_id, known_fingerprint = known
+        if known_fingerprint != fingerprint:
+            raise IdempotencyConflict(
+                f"idempotency key {key!r} was used in session {session_id!r} for {run_id}, with another "
+                "input: use a new key for a new run",
+                details={"session_id": session_id, "run_id": run_id, "idempotency_key": key},
+            )
+        raise _KnownKey(run_id)
+
+    def _repeat(self, run_id: str) -> None:
+        with self._log.store.read() as tx:
+            open_runs = tx.runs.open_page(run_ids=[run_id])
+        for run in open_runs:
+            self._promoter.settle(
+                lambda run=run: self._promoter.queue.enqueue(line_of(run), entries_of([run]))  # type: ignore[misc]
+            )
+
+    def _look_up(self, run_id: str) -> Run | None:
+        with self._log.store.read() as tx:
+            return tx.runs.get(run_id)
+
+    def _refuse_old_server(self) -> None:
+        try:
+            self._promoter.queue.check_server()
+        except CoordinationUnavailable:
+            # away, not old: the run is accepted all the same
+            log.debug("Redis is away; its version is checked when it is back")
+
+
+def _refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:
+    for event in stored.values():
+        if event.session_id != session_id:
+            raise AlreadyExists(
+                f"event id {event.event_id!r} belongs to session {event.session_id!r}: ids are global, make a "
+                "new event",
+                details={"event_id": event.event_id},
+            )
+
+
+def _refuse_closed(session_id: str, state: SessionStatus) -> None:
+    if state is SessionStatus.COMPLETED:
+        raise InvalidOperation(
+            f"session {session_id!r} is completed and accepts no runs: start another session",
+            details={"session_id": session_id, "status": state.value},
+        )
+    if state is SessionStatus.DRAINING:
+        raise SessionDraining(
+            f"session {session_id!r} was drained with accept=False and accepts no runs: resume() it first",
+            details={"session_id": session_id, "status": state.value},
+        )
+
+
+def _refuse_full(tx: LogTransaction, session: Session, on_busy: str, stops: Stops) -> None:
+    # runs on their way out do not keep the one that replaces them from waiting
+    depth = tx.runs.count_open(session.session_id) - len(stops.told)
+    if depth and on_busy == "reject":
+        raise SessionBusy(
+            f"session {session.session_id!r} has {depth} open runs and on_busy is 'reject': wait for them, or "
+            "say on_busy='enqueue'",
+            details={"session_id": session.session_id, "depth": depth},
+        )
+    limit = session.max_concurrent_runs + session.max_queued_runs
+    if depth >= limit:
+        raise QueueFull(
+            f"session {session.session_id!r} is full: {depth} open runs, the limit is "
+            f"{session.max_concurrent_runs} running + {session.max_queued_runs} waiting; try again when one "
+            "has ended",
+            limit=limit,
+            depth=depth,
+            session_id=session.session_id,
+        )

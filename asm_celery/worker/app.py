@@ -1,0 +1,100 @@
+"""The Celery application: our own, or our task and steps on an existing one.
+
+One task, ``asm.run``.  Its message is a doorbell: ids and a claim number, no user's text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from celery import Celery
+
+from asm_celery.config import Config
+from asm_celery.dispatch import TASK
+from asm_celery.keys import FORMAT_VERSION
+from asm_celery.runtime import Runtime
+from asm_celery.worker.host import ExecutorHost
+from asm_celery.worker.signals import WorkerLife
+
+log = logging.getLogger("asm_celery.worker")
+
+_REDIS_SCHEMES: Final = ("redis://", "rediss://", "redis+socket://", "sentinel://", "valkey")
+
+
+def create_app(config: Config, runtime_of: Callable[[], Runtime], name: str = "asm") -> Celery:
+    """Return an application that consumes the queues of the agents registered here.
+
+    It is set up for doorbells: early acknowledgement, no prefetch, no results, JSON only.  It connects
+    and reads the registry when a worker starts or a message is sent, not before.
+    """
+    app = Celery(name, broker=config.celery_broker_url, set_as_current=False)
+    app.conf.update(_settings(config))
+    _register(app, runtime_of, is_ours=True)
+    return app
+
+
+def install(app: Celery, runtime_of: Callable[[], Runtime]) -> None:
+    """Register ``asm.run`` and our steps on an existing application; its settings stay as they are.
+
+    Its workers must consume the queues of our agents: by ``-Q`` or its own ``task_queues``.
+    """
+    _register(app, runtime_of, is_ours=False)
+
+
+def _register(app: Celery, runtime_of: Callable[[], Runtime], *, is_ours: bool) -> None:
+    host = ExecutorHost(runtime_of)
+
+    # not shared: every application of the process would run it, on this host
+    @app.task(name=TASK, shared=False, ignore_result=True, acks_late=False, max_retries=0)
+    def run(run_id: str, claim: int, session_id: str, version: int) -> None:
+        log.debug("doorbell for session=%s run=%s claim=%s", session_id, run_id, claim)
+        if version > FORMAT_VERSION:
+            log.warning("run=%s claim=%s came in format %s: upgrade this worker", run_id, claim, version)
+            return
+        host.executor.execute(run_id, claim)
+
+    WorkerLife(app, host, runtime_of, is_ours=is_ours)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "task_default_queue": config.default_queue,
+        "task_create_missing_queues": True,
+        # no results: SQL has them; a result backend costs 1 ms a run and tells untruths about stops
+        "result_backend": "disabled://",
+        "task_ignore_result": True,
+        # a doorbell is spent when it is heard: leases decide what is run again, not redelivery
+        "task_acks_late": False,
+        "task_reject_on_worker_lost": False,
+        "task_serializer": "json",
+        "event_serializer": "json",
+        "accept_content": ["json"],
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_rate_limits": True,
+        # a run outlives a hiccup of the broker
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # whoever rings tries again itself, and must not hang meanwhile
+        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.2},
+        # a child that imports slowly must not be killed for it, again and again
+        "worker_proc_alive_timeout": 30,
+        "worker_hijack_root_logger": False,
+    }
+    if config.celery_broker_url.startswith(_REDIS_SCHEMES):
+        settings["broker_transport_options"] = {
+            # an abandoned doorbell comes back early; it is spare then, and refused
+            "visibility_timeout": 600,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10,
+            "socket_connect_timeout": config.connect_timeout_s,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "client_name": f"asm_celery-{config.namespace}",
+            # two namespaces on one server never hear each other's doorbells or stop each other's tasks
+            "global_keyprefix": f"{config.keys.root}celery:",
+        }
+    return settings

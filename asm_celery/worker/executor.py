@@ -1,0 +1,167 @@
+"""`Executor`: from a doorbell to the stored end of an attempt.
+
+One an executing process; every thread of its pool calls `execute`.  Nothing here renews a lease
+(`heartbeat`) or knows Celery's messages (`app`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from asm_celery.agent import AgentRegistry, AgentSpec
+from asm_celery.config import Config
+from asm_celery.errors import AgentNotFound, AsmError, LeaseLost, StorageConnectionFailed
+from asm_celery.moves.coordinator import Claim, Coordinator, Outcome
+from asm_celery.worker.attempt import SHUTDOWN, Attempt, Attempts
+from asm_celery.worker.backoff import delays
+from asm_celery.worker.body import run_body
+from asm_celery.worker.context import History, RunContext
+from asm_celery.worker.emitter import Emitter
+from asm_celery.worker.outbox import Leftover
+from asm_celery.worker.outcome import Ending, judge, unstorable
+from asm_celery.worker.pool import ends_process
+from asm_celery.worker.tally import Tally
+from asm_celery.worker.writer import EventWriter
+
+log = logging.getLogger("asm_celery.worker")
+T = TypeVar("T")
+
+# How long the end of a run may wait for its database; the beat holds the lease meanwhile.
+STORE_PATIENCE_S: Final = 300.0
+# A process that is told to end gets one honest try; then recovery finds the run.
+LAST_PATIENCE_S: Final = 3.0
+
+
+class Executor:
+    """Executes attempts in the calling thread.
+
+    Args:
+        name: this executor's id, the holder of its claims.
+        history: ``(run, limit)`` -> the session's last ended runs before it, oldest first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: Config,
+        registry: AgentRegistry,
+        coordinator: Coordinator,
+        attempts: Attempts,
+        writer: EventWriter,
+        history: History,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._registry = registry
+        self._coordinator = coordinator
+        self._attempts = attempts
+        self._writer = writer
+        self._history = history
+
+    def execute(self, run_id: str, number: int) -> None:
+        """Answer one doorbell: claim the run, call its agent, store its end.
+
+        Nothing happens when the doorbell is spare: the run is here already, was taken back, waits its
+        turn, or its agent is not known here (then it was given back).
+
+        Raises:
+            SystemExit: the process was told to end while the agent ran; the attempt's end is stored.
+
+        Guarantee: no exception of an agent leaves this method.  If the process dies in here, the lease
+        runs out and recovery decides; a run whose agent was entered is never entered again under the
+        same claim.
+        """
+        attempt = self._attempts.enter(run_id, number)
+        if attempt is None:
+            log.debug("spare doorbell for run=%s claim=%s: it is here", run_id, number)
+            return
+        try:
+            claim = self._claim(run_id, number)
+            if claim is not None:
+                self._execute(attempt, claim)
+        finally:
+            attempt.end()
+            self._attempts.leave(attempt)
+
+    def _claim(self, run_id: str, number: int) -> Claim | None:
+        try:
+            return self._coordinator.start(run_id, number, self.name, knows=self._registry.get)
+        except AsmError as cause:
+            # whatever was half done is known to Redis or SQL: the bell is rung again
+            log.warning("run=%s claim=%s was not started: %s", run_id, number, cause)
+            return None
+
+    def _execute(self, attempt: Attempt, claim: Claim) -> None:
+        self._attempts.begin(attempt, claim)
+        tally = Tally(self._config.max_output_bytes)
+        box = self._writer.open(attempt, claim)
+        emitter = Emitter(claim, box, tally, self._config)
+        context = RunContext(claim, attempt, emitter, self._history)
+        spec = self._registry.get(claim.run.agent)
+        ending = _enter(spec, context, attempt, emitter)
+        is_last = ends_process(ending.error)
+        if is_last:
+            attempt.stop(SHUTDOWN)
+        attempt.end()
+        left = self._writer.close(box)
+        if left.failure is not None and ending.error is None:
+            ending = Ending(error=left.failure)
+        if attempt.is_lost:
+            _dropped(claim)
+        else:
+            outcome = judge(claim.run, ending, attempt, tally, self._config)
+            self._finish(claim, outcome, left, LAST_PATIENCE_S if is_last else STORE_PATIENCE_S)
+        if is_last:
+            raise ending.error if isinstance(ending.error, SystemExit) else SystemExit(1)
+
+    def _finish(self, claim: Claim, outcome: Outcome, left: Leftover, patience_s: float) -> None:
+        moves, position = self._coordinator, left.position
+        try:
+            if left.unsettled:
+                position = _patiently(lambda: moves.append(claim, left.unsettled, left.position), patience_s)
+            try:
+                _patiently(lambda: moves.finish(claim, outcome, left.events, position), patience_s)
+            except (LeaseLost, StorageConnectionFailed):
+                raise
+            except AsmError as cause:
+                log.warning("run=%s ends without its output, which was refused: %s", claim.run.run_id, cause)
+                moves.finish(claim, unstorable(outcome, cause), [], position)
+        except LeaseLost:
+            _dropped(claim)
+        except Exception:
+            # it is running under this executor's name and not here any more: recovery takes it over
+            log.exception("the end of run=%s attempt=%s was not stored", claim.run.run_id, claim.run.attempt)
+
+
+def _dropped(claim: Claim) -> None:
+    log.info("run=%s attempt=%s was taken over, its end is dropped", claim.run.run_id, claim.run.attempt)
+
+
+def _enter(spec: AgentSpec | None, context: RunContext, attempt: Attempt, emitter: Emitter) -> Ending:
+    """Call the agent; its every end is an Ending."""
+    try:
+        if spec is None:
+            raise AgentNotFound(f"no agent {context.run.agent!r} is registered here")
+        attempt.check()
+        return Ending(value=run_body(spec.call, context, attempt, emitter))
+    except BaseException as cause:  # noqa: BLE001 - the worker lives on, whatever an agent raises
+        return Ending(error=cause)
+
+
+def _patiently(act: Callable[[], T], patience_s: float) -> T:
+    """Do it again while the database is away, with growing pauses; raises its error when patience ends."""
+    until = time.monotonic() + patience_s
+    for tries, pause in enumerate(delays()):
+        try:
+            return act()
+        except StorageConnectionFailed as cause:
+            if time.monotonic() + pause > until:
+                raise
+            if tries == 0:
+                log.warning("the end of a run waits, the database is away: %s", cause)
+        time.sleep(pause)
+    raise AssertionError("delays never ends")

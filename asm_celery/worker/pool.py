@@ -1,0 +1,67 @@
+"""What a Celery pool is to us: which process runs the agents, and whether that process is about to end.
+
+Also the step that keeps a prefork pool full.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+
+# Stock Celery replaces a killed child in 0.2 s or, as often, in 5 s: when the child's pipe closed before
+# the kernel had made the child reapable, only a timer of 5 s repairs the pool (celery issue 9588).
+MAINTAIN_S: Final = 0.25
+
+
+def forks(worker: Any) -> bool:
+    """Say whether a worker's agents run in child processes, so that its main process must stay clean."""
+    return isinstance(worker.pool_cls, type) and issubclass(worker.pool_cls, PreforkPool)
+
+
+def slots(worker: Any) -> int:
+    """Return how many runs the main process of a started worker executes at once."""
+    return int(worker.pool.limit or 1)
+
+
+def tune(worker: Any) -> None:
+    """Set up a worker of our own application before its pool and its consumer are made."""
+    if forks(worker):
+        # nothing waits behind a busy child; a threads pool would stall, for nothing wakes its loop then
+        worker.app.conf.worker_disable_prefetch = True
+    # mingle and gossip exchange what we neither need nor trust, and delay every start
+    worker.options.update(without_mingle=True, without_gossip=True)
+
+
+def keep_full(worker: Any, hub: Any) -> None:
+    """Have a prefork pool replace dead children within half a second."""
+    hub.call_repeatedly(MAINTAIN_S, worker.pool.maintain_pool)
+
+
+def ends_process(cause: BaseException | None) -> bool:
+    """Say whether `cause` is Celery ending this process, not an agent that calls ``sys.exit``.
+
+    In a prefork child SIGTERM raises SystemExit in the agent's code; what reaches us may also be another
+    exception, raised by the agent while that one unwound.
+    """
+    return isinstance(cause, (WorkerShutdown, WorkerTerminate)) or (
+        cause is not None and terminate_handler_fired()
+    )
+
+
+class SharedFlag:
+    """A flag that a process and the children it forks later see alike; set once, also in a signal handler."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        """Set it, for all."""
+        self._page[0] = 1
+
+    def is_set(self) -> bool:
+        """Say whether anybody has set it."""
+        return self._page[0] == 1

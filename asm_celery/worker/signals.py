@@ -1,0 +1,144 @@
+"""The life of a Celery worker, told to our host: where the executor starts, retires and ends.
+
+Prefork: each child starts one; the main process forks children at any time, so it has no thread and no
+connection of ours.  Threads and solo: the main process starts it, before the first message is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from celery import Celery, bootsteps, current_app, signals
+
+from asm_celery.runtime import Runtime
+from asm_celery.worker import pool
+from asm_celery.worker.heartbeat import announced_name
+from asm_celery.worker.host import ExecutorHost
+
+log = logging.getLogger("asm_celery.worker")
+
+
+class WorkerLife:
+    """Follows the workers of one application in this process.
+
+    Celery's signals are heard by every application of a process, so each handler asks whose it is.  The
+    application holds this object, by its steps, and the signals do not: they go when it goes.
+
+    Args:
+        is_ours: True for an application we made: its workers are set up for doorbells and consume the
+            queues of the registered agents.  Another's are left as they are.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        host: ExecutorHost,
+        runtime_of: Callable[[], Runtime],
+        *,
+        is_ours: bool,
+    ) -> None:
+        self._app = app
+        self._host = host
+        self._runtime_of = runtime_of
+        self._is_ours = is_ours
+        self._is_retiring = pool.SharedFlag()
+        self._incarnation = ""
+        app.steps["worker"].add(type("ExecutorStep", (_ExecutorStep,), {"life": self}))
+        signals.celeryd_init.connect(self._on_begin)
+        signals.worker_process_init.connect(self._on_child)
+        signals.worker_process_shutdown.connect(self._on_child_end)
+        signals.worker_shutting_down.connect(self._on_stop_signal)
+        signals.worker_shutdown.connect(self._on_end)
+
+    def declare_queues(self) -> None:
+        """Have this application's workers consume the default queue and those of the registered agents."""
+        runtime, queues = self._runtime_of(), self._app.amqp.queues
+        names = {runtime.config.default_queue, *(spec.queue for spec in runtime.registry if spec.queue)}
+        for name in sorted(names):
+            queues.select_add(queues.new_missing(name))
+
+    def on_made(self, worker: Any) -> None:
+        """A worker is being put together: neither its children nor its consumer exist yet."""
+        # children inherit both
+        self._is_retiring = pool.SharedFlag()
+        self._incarnation = os.urandom(4).hex()
+        if self._is_ours:
+            pool.tune(worker)
+
+    def on_started(self, worker: Any) -> None:
+        """The pool is up, the consumer is not."""
+        if not pool.forks(worker):
+            self._start(worker.hostname, pool.slots(worker))
+
+    def on_closing(self, worker: Any) -> None:
+        """The worker takes no more messages and waits for what runs; however it was told to."""
+        self._is_retiring.set()
+        try:
+            runtime = self._runtime_of()
+            runtime.recovery.retire(announced_name(worker.hostname, self._incarnation))
+            if pool.forks(worker):
+                # this process opened connections just now, and may still fork
+                runtime.close()
+        except Exception as cause:  # noqa: BLE001 - nothing may keep a worker from ending
+            # the announcements run out by themselves
+            log.warning("worker %s could not take back its capacity: %s", worker.hostname, cause)
+
+    def _on_begin(self, instance: Any, **_: Any) -> None:
+        # before -Q and -X are applied, so that they choose among our queues
+        if self._is_ours and instance.app is self._app:
+            self.declare_queues()
+
+    def _on_child(self, sender: str, **_: Any) -> None:
+        if current_app == self._app:
+            self._start(sender, 1)
+
+    def _on_child_end(self, **_: Any) -> None:
+        self._host.stop()
+
+    def _on_stop_signal(self, sender: str, **_: Any) -> None:
+        # Runs inside a signal handler: one byte, and the children stop announcing at their next beat.
+        # What needs a connection is done by `on_closing`, a moment later.
+        self._is_retiring.set()
+
+    def _on_end(self, sender: Any, **_: Any) -> None:
+        if sender.app is self._app:
+            self._host.stop()
+
+    def _start(self, worker: str, slots: int) -> None:
+        self._host.start(
+            worker=worker,
+            incarnation=self._incarnation,
+            slots=slots,
+            queues=list(self._app.amqp.queues.consume_from),
+            is_retiring=self._is_retiring.is_set,
+        )
+
+
+class _ExecutorStep(bootsteps.StartStopStep):
+    """Our place in the worker's start and end; it comes after the pool and before the consumer."""
+
+    life: ClassVar[WorkerLife]
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self.life.on_made(worker)
+
+    def start(self, worker: Any) -> None:
+        self.life.on_started(worker)
+
+    def stop(self, worker: Any) -> None:
+        """Nothing: the pool, which ends after this, still waits for runs; `worker_shutdown` comes last."""
+
+    def terminate(self, worker: Any) -> None:
+        """Nothing, for the same reason."""
+
+    def close(self, worker: Any) -> None:
+        self.life.on_closing(worker)
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        if pool.forks(worker):
+            pool.keep_full(worker, hub)
