@@ -47,9 +47,8 @@ class CeleryDispatcher:
         for lease in leases:
             try:
                 self._app().send_task(TASK, **message_of(lease))
-            except Exception as cause:
-                # kombu's errors differ by transport, and none of them may fail the move: the repair
-                # loop rings again
+            except Exception as cause:  # noqa: BLE001 - kombu's errors differ by transport
+                # none of them may fail the move: the repair loop rings again
                 log.warning(
                     "the doorbell of %s was not sent, it will be rung again: %s", lease.task_id, cause
                 )
@@ -59,7 +58,7 @@ class CeleryDispatcher:
         """Broadcast a revoke; a worker that is away does not hear it, and need not."""
         try:
             self._app().control.revoke(lease_id)
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 - as above; a revoke only saves a message's way
             log.info("the revoke of %s was not sent: %s", lease_id, cause)
 
 

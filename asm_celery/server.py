@@ -27,7 +27,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.states import TERMINAL_EVENTS, SessionStatus, StopKind, check_event_type, check_run_status
 
 # A drain looks again after so long even if no event came.
-_LOOK_AGAIN_S = 1.0
+LOOK_AGAIN_S = 1.0
 MAX_PAGE = 1000
 
 
@@ -50,6 +50,11 @@ class SessionServer:
     def agent(self) -> str:
         """The name of the session's agent."""
         return self._session.agent
+
+    @property
+    def runtime(self) -> Runtime:
+        """The parts of this process; for the async face, not for users."""
+        return self._runtime_of()
 
     def submit_run(
         self,
@@ -83,7 +88,7 @@ class SessionServer:
             idempotency_key=idempotency_key,
             on_busy=on_busy,
         )
-        return self._runtime.submission.submit(self._session, input, options)
+        return self.runtime.submission.submit(self._session, input, options)
 
     def await_run(self, run_id: str, timeout: float | None = 60.0) -> RunResult:
         """Return the result of a run when it is terminal; any number of times, from any process.
@@ -139,7 +144,7 @@ class SessionServer:
         """
         check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
         run_end = 0 if run_id is None else self.get_run(run_id).last_sequence
-        runtime = self._runtime
+        runtime = self.runtime
         return Subscription(
             runtime.hub,
             runtime.log,
@@ -157,7 +162,7 @@ class SessionServer:
 
     def status(self) -> SessionStatusReport:
         """Report what runs, what waits and who listens; from SQL, so the same in every process."""
-        return self._runtime.inspection.status(self.session_id)
+        return self.runtime.inspection.status(self.session_id)
 
     def drain(self, timeout: float | None = 60.0, accept: bool = True) -> None:
         """Return when nothing is queued or in flight.
@@ -170,21 +175,28 @@ class SessionServer:
             DrainTimeout: with what is left, and why; work goes on.
         """
         check_seconds(timeout, what="timeout")
-        if not accept and self.status().status is not SessionStatus.COMPLETED:
-            self._move(SessionStatus.DRAINING)
         deadline = None if timeout is None else time.monotonic() + timeout
-        inspection = self._runtime.inspection
-        with self.subscribe(from_sequence=self._head() + 1, type=TERMINAL_EVENTS) as endings:
+        head = self.begin_drain(accept=accept)
+        with self.subscribe(from_sequence=head + 1, type=TERMINAL_EVENTS) as endings:
             while (report := self.status()).in_flight_count or report.queued_count:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise drain_timeout(report, timeout or 0.0, inspection.why_waiting(report))
-                endings.get(_LOOK_AGAIN_S if left is None else min(left, _LOOK_AGAIN_S))
+                    why = self.runtime.inspection.why_waiting(report)
+                    raise drain_timeout(report, timeout or 0.0, why)
+                endings.get(LOOK_AGAIN_S if left is None else min(left, LOOK_AGAIN_S))
+
+    def begin_drain(self, *, accept: bool) -> int:
+        """Close admission unless `accept`; return the sequence behind which endings are to be watched."""
+        with self.runtime.store.read() as tx:
+            counter = tx.sessions.counter(self.session_id)
+        if not accept and (counter is None or counter.state is not SessionStatus.COMPLETED):
+            self._move(SessionStatus.DRAINING)
+        return counter.last_sequence if counter else 0
 
     def get_run(self, run_id: str) -> Run:
         """Return a run of this session; raises RunNotFound."""
         check_run_id(run_id)
-        with self._runtime.store.read() as tx:
+        with self.runtime.store.read() as tx:
             run = tx.runs.get(run_id)
         if run is None or run.session_id != self.session_id:
             raise RunNotFound(
@@ -205,7 +217,7 @@ class SessionServer:
         wanted = [status] if isinstance(status, str) else status
         statuses = None if wanted is None else [check_run_status(one) for one in wanted]
         position = 0 if after is None else self.get_run(after).position
-        with self._runtime.store.read() as tx:
+        with self.runtime.store.read() as tx:
             return tx.runs.of_session(
                 session_id=self.session_id, status=statuses, after=position, limit=limit
             )
@@ -234,7 +246,7 @@ class SessionServer:
             check_count(before, what="before", minimum=0, maximum=1 << 62)
         check_seconds(wait_timeout, what="wait_timeout", optional=False)
         types = check_types(type)
-        store = self._runtime.store
+        store = self.runtime.store
 
         def page() -> list[Event]:
             with store.read() as tx:
@@ -265,7 +277,7 @@ class SessionServer:
             ValidationError: not an event, or of another session; nothing is written.
             SessionNotFound: the session was deleted.
         """
-        return self._runtime.submission.append_events(self._session, list(events))
+        return self.runtime.submission.append_events(self._session, list(events))
 
     def pause(self) -> None:
         """Let what runs finish and start nothing new, until `resume`; survives restarts."""
@@ -279,16 +291,8 @@ class SessionServer:
         """Close the session for good; raises InvalidOperation while it has open runs."""
         self._move(SessionStatus.COMPLETED)
 
-    @property
-    def _runtime(self) -> Runtime:
-        return self._runtime_of()
-
     def _move(self, target: SessionStatus) -> None:
-        self._runtime.control.move_session(self.session_id, target)
-
-    def _head(self) -> int:
-        with self._runtime.store.read() as tx:
-            return tx.sessions.last_sequence(self.session_id)
+        self.runtime.control.move_session(self.session_id, target)
 
     def _ended(self, run_id: str, timeout: float | None) -> Run | None:
         """Return the run once it is terminal; None after `timeout` seconds."""
@@ -302,7 +306,7 @@ class SessionServer:
             told.append(ended)
             bell.set()
 
-        forget = self._runtime.hub.wait_for(run_id, self.session_id, on_end)
+        forget = self.runtime.hub.wait_for(run_id, self.session_id, on_end)
         try:
             bell.wait(timeout)
         finally:
@@ -311,7 +315,7 @@ class SessionServer:
 
     def _stop(self, run_id: str, kind: StopKind, wait: bool, timeout: float | None) -> StopReceipt:
         check_seconds(timeout, what="timeout")
-        receipt = self._runtime.control.request_stop(run_id, kind, session_id=self.session_id)
+        receipt = self.runtime.control.request_stop(run_id, kind, session_id=self.session_id)
         if not wait or receipt.status.is_terminal:
             return receipt
         run = self._ended(run_id, timeout)

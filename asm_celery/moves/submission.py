@@ -36,6 +36,7 @@ from asm_celery.store.sessions import AgentTerms, Counter
 log = logging.getLogger(__name__)
 
 ON_BUSY = ("enqueue", "reject", "interrupt")
+_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,10 @@ class _KnownKey(Exception):
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
+
+
+class _LineMoved(Exception):
+    """Leaves the transaction: not every open run was stopped in it."""
 
 
 class Submission:
@@ -138,9 +143,8 @@ class Submission:
         )
         self._refuse_old_server()
         run = Run.new(session.session_id, agent=session.agent, idempotency_key=options.idempotency_key)
-        stops = Stops()
         try:
-            run, counter, stops = self._accept(session, run, options, text, metadata)
+            run, counter, stops = self._accept_when_still(session, run, options, text, metadata)
         except _KnownKey as known:
             self._repeat(known.run_id)
             return known.run_id
@@ -190,6 +194,19 @@ class Submission:
             stored |= {event.event_id: event for event in tx.append(session.session_id, fresh) or []}
         return [stored[event.event_id] for event in events]
 
+    def _accept_when_still(
+        self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
+    ) -> tuple[Run, Counter, Stops]:
+        for _ in range(_TRIES):
+            try:
+                return self._accept(session, run, options, text, metadata)
+            except _LineMoved:
+                continue
+        raise SessionBusy(
+            f"session {session.session_id!r} took new runs at each of {_TRIES} tries to interrupt it: try again",
+            details={"session_id": session.session_id},
+        )
+
     def _accept(
         self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
     ) -> tuple[Run, Counter, Stops]:
@@ -203,6 +220,9 @@ class Submission:
                     f"there is no session {session_id!r}: it was deleted", details={"session_id": session_id}
                 )
             self._refuse_known_key(tx, session_id, options.idempotency_key, digest(text))
+            if options.on_busy == "interrupt" and tx.runs.count_open(session_id) != len(stops.told):
+                # a run was submitted between the locks of the runs and that of the counter
+                raise _LineMoved
             _refuse_closed(session_id, counter.state)
             _refuse_full(tx, session, options.on_busy, stops)
             run = self._with_terms(tx, replace(run, position=counter.last_position), options)

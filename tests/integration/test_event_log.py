@@ -9,8 +9,10 @@ import pytest
 import redis
 
 from asm_celery.config import Config
+from asm_celery.errors import ValidationError
 from asm_celery.events.bus import decode
 from asm_celery.events.cursor import Notice
+from asm_celery.events.log import LogTransaction
 from asm_celery.model import Event
 from asm_celery.states import SessionStatus
 from tests.following import Place, place
@@ -55,14 +57,19 @@ def test_what_was_committed_is_published_as_one_message_a_session(config: Config
         assert notice.events == here.log.page(one, after=1, limit=10).events
 
 
+def store_then_fail(writing: LogTransaction, session_id: str) -> None:
+    """Append an event, then meet one that is not legal."""
+    writing.append(session_id, [Event.new("never", session_id)])
+    Event.new("", session_id)
+
+
 def test_a_transaction_that_fails_leaves_no_trace(config: Config) -> None:
     """Rolled back: nothing stored, nothing published, and no number used up."""
     with place(config) as here:
         session_id = here.session()
         with closing(listening(here, session_id)) as pubsub:
-            with pytest.raises(KeyError), here.log.transaction() as writing:
-                writing.append(session_id, [Event.new("never", session_id)])
-                raise KeyError
+            with pytest.raises(ValidationError), here.log.transaction() as writing:
+                store_then_fail(writing, session_id)
             assert here.say(session_id) == 2
 
             assert (2, 2) == (next_notice(pubsub).first, 2)

@@ -1,0 +1,393 @@
+"""The same classes and verbs as coroutines and async iterators.
+
+The sync face is the one implementation.  Short calls run it in a thread; waiting (await, subscribe, drain) is
+native, so that ten thousand waiters cost no thread each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asm_celery.agent import AgentRegistry
+from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
+from asm_celery.config import Config
+from asm_celery.dispatch import CeleryApp
+from asm_celery.events.subscription_async import AsyncSubscription
+from asm_celery.limiter import ConcurrencyLimiter, LimiterStatus, Limits
+from asm_celery.model import (
+    Event,
+    Run,
+    RunResult,
+    Session,
+    SessionStatusReport,
+    StopReceipt,
+    check_count,
+    check_run_id,
+    check_seconds,
+)
+from asm_celery.operations import ControlOperations, OperationStatus
+from asm_celery.server import LOOK_AGAIN_S, SessionServer, check_types, drain_timeout
+from asm_celery.sessions import AgentSessions
+from asm_celery.states import TERMINAL_EVENTS, StopKind
+from asm_celery.store.operators import ControlOperation
+
+__all__ = ["AsyncAgentSessions", "AsyncSessionServer", "AsyncSubscription"]
+
+
+class AsyncSessionServer:
+    """One session; the verbs of `SessionServer`."""
+
+    def __init__(self, server: SessionServer) -> None:
+        self._server = server
+        self.session_id = server.session_id
+
+    def __repr__(self) -> str:
+        return f"Async{self._server!r}"
+
+    @property
+    def agent(self) -> str:
+        """The name of the session's agent."""
+        return self._server.agent
+
+    async def submit_run(self, input: Any, **submit_options: Any) -> str:  # noqa: A002
+        """See `SessionServer.submit_run`."""
+        return await asyncio.to_thread(self._server.submit_run, input, **submit_options)
+
+    async def await_run(self, run_id: str, timeout: float | None = 60.0) -> RunResult:
+        """See `SessionServer.await_run`; holds no thread while it waits."""
+        check_seconds(timeout, what="timeout")
+        run = await self._ended(run_id, timeout)
+        if run is None:
+            raise await_timeout(run_id, timeout or 0.0)
+        return result_of(run)
+
+    async def execute_run(
+        self,
+        input: Any,  # noqa: A002
+        timeout: float | None = 60.0,
+        **submit_options: Any,
+    ) -> RunResult:
+        """See `SessionServer.execute_run`."""
+        check_seconds(timeout, what="timeout")
+        return await self.await_run(await self.submit_run(input, **submit_options), timeout)
+
+    async def cancel_run(
+        self, run_id: str, *, wait: bool = False, timeout: float | None = None
+    ) -> StopReceipt:
+        """See `SessionServer.cancel_run`."""
+        return await self._stop(run_id, StopKind.CANCEL, wait, timeout)
+
+    async def interrupt_run(
+        self, run_id: str, *, wait: bool = False, timeout: float | None = None
+    ) -> StopReceipt:
+        """See `SessionServer.interrupt_run`."""
+        return await self._stop(run_id, StopKind.INTERRUPT, wait, timeout)
+
+    def subscribe(
+        self,
+        from_sequence: int = 0,
+        run_id: str | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002
+    ) -> AsyncSubscription:
+        """See `SessionServer.subscribe`; not awaited: ``async with server.subscribe(...) as events``.
+
+        A run that this session does not have raises RunNotFound when listening begins.
+        """
+        check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
+        types = check_types(type)
+        if run_id is None:
+            return self._subscription(from_sequence, None, types, 0)
+        check_run_id(run_id)
+        return self._subscription(
+            from_sequence, run_id, types, lambda: self._server.get_run(run_id).last_sequence
+        )
+
+    async def unsubscribe(self, subscription: AsyncSubscription) -> None:
+        """Close a subscription; closed already is fine."""
+        await subscription.close()
+
+    async def status(self) -> SessionStatusReport:
+        """See `SessionServer.status`."""
+        return await asyncio.to_thread(self._server.status)
+
+    async def drain(self, timeout: float | None = 60.0, accept: bool = True) -> None:
+        """See `SessionServer.drain`; holds no thread while it waits."""
+        check_seconds(timeout, what="timeout")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        head = await asyncio.to_thread(self._server.begin_drain, accept=accept)
+        async with self._subscription(head + 1, None, TERMINAL_EVENTS, 0) as endings:
+            while (report := await self.status()).in_flight_count or report.queued_count:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    why = await asyncio.to_thread(self._server.runtime.inspection.why_waiting, report)
+                    raise drain_timeout(report, timeout or 0.0, why)
+                await endings.get(LOOK_AGAIN_S if left is None else min(left, LOOK_AGAIN_S))
+
+    async def get_run(self, run_id: str) -> Run:
+        """See `SessionServer.get_run`."""
+        return await asyncio.to_thread(self._server.get_run, run_id)
+
+    async def list_runs(
+        self, *, status: str | Collection[str] | None = None, after: str | None = None, limit: int = 50
+    ) -> list[Run]:
+        """See `SessionServer.list_runs`."""
+        return await asyncio.to_thread(self._server.list_runs, status=status, after=after, limit=limit)
+
+    async def get_events(
+        self,
+        after: int = 0,
+        limit: int = 100,
+        run_id: str | None = None,
+        type: str | Collection[str] | None = None,  # noqa: A002
+        *,
+        before: int | None = None,
+        since: datetime | None = None,
+        wait_timeout: float = 0.0,
+    ) -> list[Event]:
+        """See `SessionServer.get_events`; holds no thread while it waits."""
+        check_seconds(wait_timeout, what="wait_timeout", optional=False)
+
+        async def page() -> list[Event]:
+            return await asyncio.to_thread(
+                self._server.get_events, after, limit, run_id, type, before=before, since=since
+            )
+
+        found = await page()
+        if found or not wait_timeout:
+            return found
+        async with self.subscribe(after + 1, run_id, type) as news:
+            await news.get(wait_timeout)
+        return await page()
+
+    async def append_events(self, events: Collection[Event]) -> list[Event]:
+        """See `SessionServer.append_events`."""
+        return await asyncio.to_thread(self._server.append_events, events)
+
+    async def pause(self) -> None:
+        """See `SessionServer.pause`."""
+        await asyncio.to_thread(self._server.pause)
+
+    async def resume(self) -> None:
+        """See `SessionServer.resume`."""
+        await asyncio.to_thread(self._server.resume)
+
+    async def complete(self) -> None:
+        """See `SessionServer.complete`."""
+        await asyncio.to_thread(self._server.complete)
+
+    def _subscription(
+        self,
+        from_sequence: int,
+        run_id: str | None,
+        types: frozenset[str] | None,
+        run_end: int | Callable[[], int],
+    ) -> AsyncSubscription:
+        runtime = self._server.runtime
+        return AsyncSubscription(
+            runtime.hub,
+            runtime.log,
+            runtime.config,
+            self.session_id,
+            from_sequence=from_sequence,
+            run_id=run_id,
+            types=types,
+            run_end=run_end,
+        )
+
+    async def _ended(self, run_id: str, timeout: float | None) -> Run | None:
+        run = await self.get_run(run_id)
+        if run.is_terminal:
+            return run
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Run] = loop.create_future()
+
+        def on_end(terminal: Run) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(terminal))
+
+        forget = self._server.runtime.hub.wait_for(run_id, self.session_id, on_end)
+        try:
+            return await asyncio.wait_for(ended, timeout)
+        except TimeoutError:
+            return None
+        finally:
+            forget()
+
+    async def _stop(self, run_id: str, kind: StopKind, wait: bool, timeout: float | None) -> StopReceipt:
+        check_seconds(timeout, what="timeout")
+        stop = self._server.cancel_run if kind is StopKind.CANCEL else self._server.interrupt_run
+        receipt = await asyncio.to_thread(stop, run_id)
+        if not wait or receipt.status.is_terminal:
+            return receipt
+        run = await self._ended(run_id, timeout)
+        if run is None:
+            raise cancel_timeout(run_id, timeout or 0.0)
+        return StopReceipt(run_id=run_id, state=receipt.state, status=run.status, kind=receipt.kind)
+
+
+class AsyncLimiter:
+    """The verbs of `ConcurrencyLimiter`."""
+
+    def __init__(self, limiter_of: Callable[[], ConcurrencyLimiter]) -> None:
+        self._limiter_of = limiter_of
+
+    async def acquire_session_slot(self, session_id: str, *, timeout: float | None = None) -> None:
+        """See `ConcurrencyLimiter.acquire_session_slot`."""
+        await self._call("acquire_session_slot", session_id, timeout=timeout)
+
+    async def release_session_slot(self, session_id: str) -> None:
+        """See `ConcurrencyLimiter.release_session_slot`."""
+        await self._call("release_session_slot", session_id)
+
+    async def acquire_run_slot(self, session_id: str, run_id: str, *, timeout: float | None = None) -> None:
+        """See `ConcurrencyLimiter.acquire_run_slot`."""
+        await self._call("acquire_run_slot", session_id, run_id, timeout=timeout)
+
+    async def release_run_slot(self, run_id: str) -> None:
+        """See `ConcurrencyLimiter.release_run_slot`."""
+        await self._call("release_run_slot", run_id)
+
+    async def get_status(self) -> LimiterStatus:
+        """See `ConcurrencyLimiter.get_status`."""
+        status: LimiterStatus = await self._call("get_status")
+        return status
+
+    async def get_limits(self) -> Limits:
+        """See `ConcurrencyLimiter.get_limits`."""
+        limits: Limits = await self._call("get_limits")
+        return limits
+
+    async def set_limits(self, **limits: float | None) -> Limits:
+        """See `ConcurrencyLimiter.set_limits`."""
+        now: Limits = await self._call("set_limits", **limits)
+        return now
+
+    def _call(self, verb: str, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        return asyncio.to_thread(lambda: getattr(self._limiter_of(), verb)(*arguments, **options))
+
+
+class AsyncControlOperations:
+    """The verbs of `ControlOperations`."""
+
+    def __init__(self, operations: ControlOperations) -> None:
+        self._operations = operations
+
+    async def interrupt(self, run_id: str, *, by: str = "operator") -> StopReceipt:
+        """See `ControlOperations.interrupt`."""
+        return await asyncio.to_thread(self._operations.interrupt, run_id, by=by)
+
+    async def cancel(self, run_id: str, *, by: str = "operator") -> StopReceipt:
+        """See `ControlOperations.cancel`."""
+        return await asyncio.to_thread(self._operations.cancel, run_id, by=by)
+
+    async def pause(self, run_id: str) -> StopReceipt:
+        """See `ControlOperations.pause`."""
+        return await asyncio.to_thread(self._operations.pause, run_id)
+
+    async def resume(self, run_id: str) -> StopReceipt:
+        """See `ControlOperations.resume`."""
+        return await asyncio.to_thread(self._operations.resume, run_id)
+
+    async def cancel_all(self, run_ids: Collection[str], *, by: str = "operator") -> dict[str, Any]:
+        """See `ControlOperations.cancel_all`."""
+        return await asyncio.to_thread(self._operations.cancel_all, run_ids, by=by)
+
+    async def interrupt_session(self, session_id: str) -> list[str]:
+        """See `ControlOperations.interrupt_session`."""
+        return await asyncio.to_thread(self._operations.interrupt_session, session_id)
+
+    async def get_operation_status(self, run_id: str) -> OperationStatus:
+        """See `ControlOperations.get_operation_status`."""
+        return await asyncio.to_thread(self._operations.get_operation_status, run_id)
+
+    async def get_operation_history(self, run_id: str) -> list[ControlOperation]:
+        """See `ControlOperations.get_operation_history`."""
+        return await asyncio.to_thread(self._operations.get_operation_history, run_id)
+
+
+class AsyncAgentSessions:
+    """The verbs of `AgentSessions`; an async context manager.
+
+    Args:
+        sessions: an `AgentSessions` to wrap; None makes one from `config`.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        celery_app: CeleryApp | None = None,
+        sessions: AgentSessions | None = None,
+    ) -> None:
+        self._sessions = sessions or AgentSessions(config, celery_app=celery_app)
+        self.config = self._sessions.config
+        self.limiter = AsyncLimiter(lambda: self._sessions.limiter)
+        self.control = AsyncControlOperations(self._sessions.control)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """See `AgentSessions.from_env`."""
+        return cls(Config.from_env())
+
+    @classmethod
+    def local(cls, home: str | Path | None = None, *, concurrency: int = 8, **settings: Any) -> Self:
+        """See `AgentSessions.local`; blocks for the moment the server takes to start."""
+        return cls(sessions=AgentSessions.local(home, concurrency=concurrency, **settings))
+
+    @property
+    def registry(self) -> AgentRegistry:
+        """The agents registered here."""
+        return self._sessions.registry
+
+    @property
+    def celery_app(self) -> CeleryApp:
+        """See `AgentSessions.celery_app`."""
+        return self._sessions.celery_app
+
+    def agent(self, name: Any = None, /, **options: Any) -> Any:
+        """See `AgentSessions.agent`."""
+        return self._sessions.agent(name, **options)
+
+    def register(self, name: str, call: Callable[..., Any], **options: Any) -> None:
+        """See `AgentSessions.register`."""
+        self._sessions.register(name, call, **options)
+
+    async def start_session(self, agent: str, **options: Any) -> AsyncSessionServer:
+        """See `AgentSessions.start_session`."""
+        return AsyncSessionServer(await asyncio.to_thread(self._sessions.start_session, agent, **options))
+
+    async def attach(self, session_id: str) -> AsyncSessionServer:
+        """See `AgentSessions.attach`."""
+        return AsyncSessionServer(await asyncio.to_thread(self._sessions.attach, session_id))
+
+    async def list_sessions(
+        self, status: str | None = None, agent: str | None = None, after: str | None = None, limit: int = 50
+    ) -> list[Session]:
+        """See `AgentSessions.list_sessions`."""
+        return await asyncio.to_thread(self._sessions.list_sessions, status, agent, after, limit)
+
+    async def get_run(self, run_id: str) -> Run:
+        """See `AgentSessions.get_run`."""
+        return await asyncio.to_thread(self._sessions.get_run, run_id)
+
+    async def delete_session(self, session_id: str) -> None:
+        """See `AgentSessions.delete_session`."""
+        await asyncio.to_thread(self._sessions.delete_session, session_id)
+
+    async def close(self) -> None:
+        """See `AgentSessions.close`."""
+        await asyncio.to_thread(self._sessions.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
