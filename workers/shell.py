@@ -138,15 +138,16 @@ class _Group:
         self._is_stopping = False
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
         try:
-            self._process = subprocess.Popen(
-                command.argv,
-                cwd=command.cwd,
-                env={**inherited, **command.env},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            with _interruptible():
+                self._process = subprocess.Popen(
+                    command.argv,
+                    cwd=command.cwd,
+                    env={**inherited, **command.env},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         except (OSError, ValueError) as cause:
             raise InvalidInput(f"{command.argv[0]!r} cannot be started: {cause}") from cause
 
@@ -244,6 +245,26 @@ class _Group:
         if self.exit_code is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a command started in the block hear SIGINT.
+
+    Celery's prefork children ignore it, and what is ignored stays so in a started program, while what is
+    handled is reset there.  Only the main thread may change it; a prefork child's agents run there.
+    """
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pieces(line: str) -> Iterator[str]:

@@ -31,12 +31,13 @@ _LONGEST_BACKOFF_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to execute a run under one number, as committed in SQL."""
+    """The right to execute a run under one number, as committed in SQL; `nonce` is its signature there."""
 
     run: Run
     session: Session
     number: int
     executor: str
+    nonce: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class Coordinator:
                 if run is not None and tx.runs.nonce_of(run_id) == nonce:
                     session = tx.sessions.get(run.session_id)
                     assert session is not None
-                    return Claim(run=run, session=session, number=claim, executor=executor)
+                    return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
             self.give_back(run_id, claim, executor)
         return None
 
@@ -153,7 +154,8 @@ class Coordinator:
             run = tx.runs.get(run_id)
             if run is None or run.status is not RunStatus.RUNNING or run.claims != claim:
                 return None
-            return self._write_end(tx, run, claim, outcome, [], None)
+            # the signature goes: should the worker live, it must not take this end for its own
+            return self._write_end(tx, run, claim, outcome, [], {"claim_nonce": None})
 
     def give_back(self, run_id: str, claim: int, executor: str, *, verdict: str = "keep") -> str:
         """Return a lease whose run SQL does not let run now, telling Redis what SQL says of the session.
@@ -193,7 +195,7 @@ class Coordinator:
                 raise _Refused
             session = tx.sessions.get(run.session_id)
             assert session is not None
-        return Claim(run=run, session=session, number=claim, executor=executor)
+        return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
 
     def _give_back_lacking(self, run: Run, claim: int, executor: str) -> None:
         with self._log.store.read() as tx:
@@ -217,12 +219,14 @@ class Coordinator:
 
     def _end(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
         with self._log.transaction() as tx:
-            ended = self._write_end(tx, claim.run, claim.number, outcome, events, position)
+            place = {"position": position, "count": len(events)}
+            ended = self._write_end(tx, claim.run, claim.number, outcome, events, place)
             if ended is not None:
                 return ended
             run = tx.runs.get(claim.run.run_id)
-        if run is not None and run.claims == claim.number and run.status is not RunStatus.RUNNING:
-            return run  # ours: the answer to an earlier COMMIT was lost
+            is_ours = run is not None and tx.runs.nonce_of(run.run_id) == claim.nonce
+        if run is not None and is_ours and run.status is not RunStatus.RUNNING:
+            return run  # the answer to an earlier COMMIT was lost
         raise _lost(claim, run)
 
     def _write_end(
@@ -232,10 +236,9 @@ class Coordinator:
         claim: int,
         outcome: Outcome,
         events: list[Event],
-        position: int | None,
+        place: dict[str, Any],
     ) -> Run | None:
         values = _columns(outcome, self._config)
-        place: dict[str, Any] = {"position": position, "count": len(events)}
         delay_s = self._backoff(run.attempt)
         if outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts:
             again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, **place)

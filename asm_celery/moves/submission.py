@@ -55,6 +55,10 @@ class SubmitOptions:
         check_seconds(self.queue_timeout, what="queue_timeout", minimum=0.001)
         if self.max_attempts is not None:
             check_count(self.max_attempts, what="max_attempts", minimum=1, maximum=1000)
+        if self.metadata is not None and not isinstance(self.metadata, dict):
+            raise ValidationError(
+                f"metadata must be an object, got {self.metadata!r:.80}", details={"field": "metadata"}
+            )
         key = self.idempotency_key
         if key is not None and (not isinstance(key, str) or not 1 <= len(key) <= 255):
             raise ValidationError(

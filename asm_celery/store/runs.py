@@ -172,12 +172,13 @@ class Runs(RunQueries):
         counts: bool = True,
         position: int | None = None,
         count: int = 0,
+        **also: Any,
     ) -> Run | None:
         """Give an attempt back: the run waits again at its old position, not before `delay_s` from now.
 
         Args:
             counts: False for a hand-back, which does not use up an attempt; True requires one left.
-            position, count: as in `finish`.
+            position, count: as in `finish`; also: further columns.
         """
         where = [*_held(claim), runs.c.stop_requested.is_(None)]
         values: dict[str, Any] = {
@@ -185,6 +186,7 @@ class Runs(RunQueries):
             "executor": None,
             "deadline": None,
             "not_before": instant_in(microseconds(delay_s)) if delay_s > 0 else None,
+            **also,
         }
         if counts:
             where.append(runs.c.attempt < runs.c.max_attempts)

@@ -131,11 +131,12 @@ class _Controller(WorkController):
     def ask_to_end(self) -> None:
         """Have its loop raise what Celery raises at a warm shutdown; other workers are not concerned."""
         hub: Any = self.hub
-        hub.call_soon(_shut_down)
+        hub.call_soon(self._leave)
 
-
-def _shut_down() -> None:
-    raise WorkerShutdown(os.EX_OK)
+    def _leave(self) -> None:
+        # called once more when the hub is closed, if its loop never turned
+        if not self.is_ending:
+            raise WorkerShutdown(os.EX_OK)
 
 
 def _build(app: Celery, concurrency: int) -> _Controller:

@@ -91,8 +91,9 @@ class WorkerLife:
         if self._is_ours and instance.app is self._app:
             self.declare_queues()
 
-    def _on_child(self, sender: str, **_: Any) -> None:
-        if current_app == self._app:
+    def _on_child(self, sender: str | None, **_: Any) -> None:
+        # a solo pool sends this too, from the main process and without a name
+        if sender is not None and current_app == self._app:
             self._start(sender, 1)
 
     def _on_child_end(self, **_: Any) -> None:

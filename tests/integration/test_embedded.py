@@ -194,7 +194,9 @@ def test_a_server_that_lost_its_watchdog_is_replaced(tmp_path: Path) -> None:
         pid, _ = answer(process)
         with contextlib.closing(redis.Redis(unix_socket_path=str(tmp_path / "home/r.sock"))) as client:
             client.set("kept", "yes")
-        os.kill(group_of(pid), signal.SIGKILL)  # the wrapper leads its group
+        wrapper = group_of(pid)  # it leads its group
+        os.kill(wrapper, signal.SIGKILL)
+        wait_until(lambda: not is_alive(wrapper), description="the wrapper is gone")
 
         with (
             EmbeddedServer.start(tmp_path / "home") as server,

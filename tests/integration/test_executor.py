@@ -489,9 +489,7 @@ def test_an_agent_this_process_lacks_is_given_back(lite: Station) -> None:
 
     run_id = server.submit_run(None)
     wait_until(lambda: lite.leases, description="a doorbell was rung")
-    wait_until(
-        lambda: server.get_run(run_id).status is RunStatus.PENDING, description="the run waits again"
-    )
+    wait_until(lambda: server.get_run(run_id).status is RunStatus.PENDING, description="the run waits again")
     lite.registry.register(name, _function)
 
     assert RunStatus.COMPLETED == lite.ended(server, run_id).status

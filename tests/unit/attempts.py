@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from asm_celery.config import Config
-from asm_celery.moves.coordinator import Claim
 from asm_celery.errors import AsmError
 from asm_celery.model import Event, Run, Session
+from asm_celery.moves.coordinator import Claim
 from asm_celery.states import RunStatus
 from asm_celery.worker.attempt import Attempt
 from asm_celery.worker.context import RunContext
@@ -74,7 +74,11 @@ class Held:
 
 @contextmanager
 def held(
-    *, config: Config | None = None, history: list[Run] | None = None, batch_size: int = 64, is_open: bool = True
+    *,
+    config: Config | None = None,
+    history: list[Run] | None = None,
+    batch_size: int = 64,
+    is_open: bool = True,
 ) -> Iterator[Held]:
     """Hold an attempt; `is_open=False` makes the log wait until ``log.is_open.set()``."""
     log = Log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from asm_celery.errors import InvalidEventType, LeaseLost, StorageConnectionFailed, StorageError, StopRun
+from asm_celery.errors import InvalidEventType, LeaseLost, StopRun, StorageConnectionFailed, StorageError
 from tests.unit.attempts import held
 from tests.waiting import wait_until
 

@@ -1,0 +1,215 @@
+"""What a test has another process do: ``python -m tests.acceptance.elsewhere VERB ARGUMENTS``.
+
+A process connects, says that it is ready, waits for the word to go, does its verb and answers in JSON, a line
+each way.  It ends when its test lets go of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asm_celery import AgentSessions
+from asm_celery.aio import AsyncAgentSessions
+from asm_celery.errors import AsmError, QueueFull
+from asm_celery.model import Event
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Elsewhere:
+    """A process that does one verb; a context manager that ends it.
+
+    Args:
+        env: the ASM_* variables of the installation.
+        arguments: what the verb takes, as JSON.
+    """
+
+    def __init__(self, verb: str, env: Mapping[str, str], **arguments: Any) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.acceptance.elsewhere", verb, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**inherited, **env},
+        )
+
+    def go(self) -> Self:
+        """Wait until it is ready, and let it begin."""
+        assert "ready" == self._heard()
+        self._tell("go")
+        return self
+
+    def again(self) -> Any:
+        """Have it look again; return what it says (`follow` only)."""
+        self._tell("again")
+        return self.answer()
+
+    def answer(self) -> Any:
+        """Return the next line it says; waits for it."""
+        return json.loads(self._heard())
+
+    def kill(self) -> None:
+        """End it by SIGKILL, as a lost machine does."""
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+
+    def _heard(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process ended without an answer; its error is above"
+        return line.strip()
+
+
+def together(processes: list[Elsewhere]) -> list[Any]:
+    """Let all begin when all are ready; return their answers."""
+    for process in processes:
+        process.go()
+    return [process.answer() for process in processes]
+
+
+Verb = Callable[..., Any]
+
+
+def submit(asm: AgentSessions, *, session_id: str, inputs: list[Any], threads: int, **options: Any) -> Any:
+    """Submit each input from one of several threads; answer with run ids and refusals, in their order."""
+
+    def one(value: Any) -> dict[str, Any]:
+        try:
+            return {"run_id": asm.attach(session_id).submit_run(value, **options)}
+        except QueueFull as full:
+            return {"refused": full.code, "limit": full.limit, "depth": full.depth}
+        except AsmError as cause:
+            return {"refused": cause.code}
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, inputs))
+
+
+def append(
+    asm: AgentSessions, *, session_id: str, writers: int, batches: int, size: int, name: str
+) -> list[list[Any]]:
+    """Append batches of events from several threads, each batch twice; answer [[event id, sequence] ...]."""
+
+    def write(writer: int) -> list[list[Any]]:
+        server, told = asm.attach(session_id), []
+        for batch in range(batches):
+            events = [
+                Event.new("message_received", session_id, data={"from": f"{name}.{writer}.{batch}.{place}"})
+                for place in range(size)
+            ]
+            first = server.append_events(events)
+            again = server.append_events(events)
+            assert first == again, f"repeated ids got other sequences: {first} {again}"
+            told += [[event.event_id, event.sequence] for event in first]
+        return told
+
+    with ThreadPoolExecutor(writers) as pool:
+        return [pair for pairs in pool.map(write, range(writers)) for pair in pairs]
+
+
+def wait_for(asm: AgentSessions, *, runs: list[list[str]], threads: int, tasks: int) -> list[list[Any]]:
+    """Await runs, given as [session id, run id], from threads and asyncio tasks at once.
+
+    Answers a first line when all are waiting, and at the end [run id, output, wall clock] of each.
+    """
+
+    def in_thread(number: int) -> list[Any]:
+        session_id, run_id = runs[number % len(runs)]
+        result = asm.attach(session_id).await_run(run_id, timeout=60)
+        return [run_id, result.output, time.time()]
+
+    async def in_task(sessions: AsyncAgentSessions, number: int) -> list[Any]:
+        session_id, run_id = runs[number % len(runs)]
+        server = await sessions.attach(session_id)
+        result = await server.await_run(run_id, timeout=60)
+        return [run_id, result.output, time.time()]
+
+    async def all_tasks() -> list[list[Any]]:
+        async with AsyncAgentSessions(asm.config) as sessions:
+            return list(await asyncio.gather(*(in_task(sessions, number) for number in range(tasks))))
+
+    with ThreadPoolExecutor(threads + 1) as pool:
+        in_loop = pool.submit(lambda: asyncio.run(all_tasks()))
+        told = [pool.submit(in_thread, number) for number in range(threads)]
+        _say("waiting")
+        return [one.result() for one in told] + in_loop.result()
+
+
+def follow(asm: AgentSessions, *, session_id: str, subscribers: int) -> None:
+    """Hold subscriptions; answer when they are there, then with status() for each line that is heard."""
+    server = asm.attach(session_id)
+    held = [server.subscribe() for _ in range(subscribers)]
+    while True:
+        report = server.status()
+        _say(
+            {
+                "subscribers": report.subscribers,
+                "in_flight": report.in_flight_runs,
+                "queued": report.queued_runs,
+                "held": len(held),
+            }
+        )
+        if sys.stdin.readline().strip() != "again":
+            return
+
+
+VERBS: dict[str, Verb] = {"submit": submit, "append": append, "wait_for": wait_for, "follow": follow}
+
+
+def _say(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_the_test() -> None:
+    # the verbs that read no line: end of file means that the test is gone
+    if not sys.stdin.readline():
+        os._exit(1)
+
+
+def main() -> None:
+    """Do the verb named on the command line."""
+    verb, arguments = sys.argv[1], json.loads(sys.argv[2])
+    asm = AgentSessions.from_env()
+    # connected before the start: what races is the work
+    asm.list_sessions(limit=1)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    if verb != "follow":
+        threading.Thread(target=_end_with_the_test, daemon=True).start()
+    _say(VERBS[verb](asm, **arguments))
+    asm.close()
+
+
+if __name__ == "__main__":
+    main()
