@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from asm_celery.checks import check_count, check_seconds
 from asm_celery.errors import AgentNotFound, AlreadyExists, ValidationError
-from asm_celery.model import check_count, check_seconds
 
 Agent = Callable[[Any, Any], Any]
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")

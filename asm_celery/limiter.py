@@ -13,10 +13,10 @@ import threading
 import time
 from dataclasses import dataclass
 
+from asm_celery.checks import check_count, check_seconds
 from asm_celery.config import Config
 from asm_celery.errors import AsmError, RunLimitExceeded, SessionLimitExceeded, ValidationError
 from asm_celery.events.log import EventLog
-from asm_celery.model import check_count, check_seconds
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.restore import NO_LIMIT, RUN_LIMIT, SESSION_LIMIT, Restore
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from asm_celery.checks import check_run_id, check_session_id
 from asm_celery.errors import AsmError, CapabilityNotSupported, RunNotFound
-from asm_celery.model import Run, StopReceipt, check_run_id, check_session_id
+from asm_celery.model import Run, StopReceipt
 from asm_celery.runtime import Runtime
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.store.operators import ControlOperation

@@ -9,20 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
+from asm_celery.checks import check_count, check_run_id, check_seconds
 from asm_celery.errors import DrainTimeout, RunNotFound, ValidationError
 from asm_celery.events.subscription import Subscription
-from asm_celery.model import (
-    Event,
-    Run,
-    RunResult,
-    Session,
-    SessionStatusReport,
-    StopReceipt,
-    check_count,
-    check_run_id,
-    check_seconds,
-)
-from asm_celery.moves.submission import SubmitOptions
+from asm_celery.model import Event, Run, RunResult, Session, SessionStatusReport, StopReceipt
+from asm_celery.moves.admission import SubmitOptions
 from asm_celery.runtime import Runtime
 from asm_celery.states import TERMINAL_EVENTS, SessionStatus, StopKind, check_event_type, check_run_status
 

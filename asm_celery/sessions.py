@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from asm_celery.agent import AgentRegistry
+from asm_celery.checks import check_count, check_run_id, check_session_id
 from asm_celery.config import Config
 from asm_celery.dispatch import CeleryApp, CeleryDispatcher
 from asm_celery.errors import (
@@ -22,7 +23,7 @@ from asm_celery.errors import (
 )
 from asm_celery.limiter import ConcurrencyLimiter
 from asm_celery.local import LocalParts
-from asm_celery.model import Run, Session, check_count, check_run_id, check_session_id
+from asm_celery.model import Run, Session
 from asm_celery.operations import ControlOperations
 from asm_celery.runtime import Runtime
 from asm_celery.server import MAX_PAGE, SessionServer

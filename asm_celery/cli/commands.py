@@ -70,7 +70,9 @@ def demo(call: Call, keep: bool) -> Any:
 
 
 @_command
-@click.option("-A", "--app", metavar="MODULE", help="Your worker module; else workers.app, where there is one.")
+@click.option(
+    "-A", "--app", metavar="MODULE", help="Your worker module; else workers.app, where there is one."
+)
 @click.option("--pool", type=click.Choice(["prefork", "threads"]), default="prefork", show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), help="Runs at once; else the number of CPUs.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
@@ -82,12 +84,16 @@ def worker(call: Call, **options: Any) -> Any:
 @_command
 @click.argument("agent")
 @click.argument("input", metavar="INPUT")
-@click.option("--session", "session_id", metavar="ID", help="The session; made where there is none. Else a new one.")
+@click.option(
+    "--session", "session_id", metavar="ID", help="The session; made where there is none. Else a new one."
+)
 @click.option("--json-input", is_flag=True, help="INPUT is JSON and not text.")
 @click.option("--wait/--no-wait", default=False, help="Wait for the end and print the output.")
 @click.option("--timeout", type=_seconds, help="Seconds to wait; the run goes on after them.")
 @click.option("--key", metavar="KEY", help="Idempotency key: the same key and input is the same run.")
-@click.option("--on-busy", type=click.Choice(["enqueue", "reject", "interrupt"]), default="enqueue", show_default=True)
+@click.option(
+    "--on-busy", type=click.Choice(["enqueue", "reject", "interrupt"]), default="enqueue", show_default=True
+)
 @click.option("--run-timeout", type=_seconds, help="Seconds the run may execute.")
 @click.option("--queue-timeout", type=_seconds, help="Seconds the run may wait to start.")
 @click.option("--max-attempts", type=click.IntRange(min=1), help="How often a failed or lost run is entered.")
@@ -104,7 +110,9 @@ def submit(call: Call, **options: Any) -> Any:
 @click.argument("session_id", metavar="SESSION")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin behind this sequence.")
 @click.option("--run", "run_id", metavar="RUN", help="Only this run's events; ends with it.")
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only events of this type; may be repeated.")
+@click.option(
+    "--type", "types", multiple=True, metavar="TYPE", help="Only events of this type; may be repeated."
+)
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Go on as events come.")
 def tail(call: Call, **options: Any) -> Any:
     """Print a session's events, from the log and then live."""

@@ -58,12 +58,18 @@ def event_line(event: Event) -> str:
     if not isinstance(said, str) or len(event.data) > 1:
         said = json.dumps(event.data, ensure_ascii=False) if event.data else ""
     run = event.run_id[-6:] if event.run_id else "-"
-    return f"{event.sequence:>5}  {event.timestamp:%H:%M:%S}  {run:<6}  {event.type:<20}  {plain(said)}".rstrip()
+    return (
+        f"{event.sequence:>5}  {event.timestamp:%H:%M:%S}  {run:<6}  {event.type:<20}  {plain(said)}".rstrip()
+    )
 
 
 def run_row(run: Run) -> list[str]:
     """Return a run's cells: id, agent, position, status, waited, ran."""
-    status = f"{run.status} ({run.stop_requested} asked)" if run.stop_requested and not run.is_terminal else run.status
+    status = (
+        f"{run.status} ({run.stop_requested} asked)"
+        if run.stop_requested and not run.is_terminal
+        else run.status
+    )
     waited = between(run.created_at, run.started_at or run.ended_at)
     return [run.run_id, run.agent, str(run.position), status, waited, between(run.started_at, run.ended_at)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from asm_celery.codec import encode
@@ -17,6 +17,7 @@ from asm_celery.config import Config
 from asm_celery.errors import CoordinationUnavailable, LeaseLost, StorageConnectionFailed
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session, new_id
+from asm_celery.moves.outcome import Outcome, columns_of, requeued_event, told_of
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
 from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
@@ -24,8 +25,6 @@ from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
 
-# A terminal event carries the output too when it is small: a page that follows needs no second read.
-_SMALL_OUTPUT = 16 * 1024
 _LONGEST_BACKOFF_S = 60.0
 
 
@@ -38,18 +37,6 @@ class Claim:
     number: int
     executor: str
     nonce: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How an attempt ended, as its executor saw it; `error` is {code, message, details}."""
-
-    status: RunStatus
-    output: Any = None
-    error: dict[str, Any] | None = None
-    token_usage: dict[str, Any] = field(default_factory=dict)
-    cost_usd: float | None = None
-    turn_count: int = 0
 
 
 class _Refused(Exception):
@@ -238,12 +225,12 @@ class Coordinator:
         events: list[Event],
         place: dict[str, Any],
     ) -> Run | None:
-        values = _columns(outcome, self._config)
+        values = columns_of(outcome, self._config)
         delay_s = self._backoff(run.attempt)
         if outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts:
             again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, **place)
             if again is not None:
-                tx.append(run.session_id, [*events, _requeued(again, outcome, delay_s)])
+                tx.append(run.session_id, [*events, requeued_event(again, outcome, delay_s)])
                 return again
         stopped = outcome.status in STOPPED_STATUS.values() and outcome.error is None
         ended = None
@@ -263,60 +250,13 @@ class Coordinator:
             ended = tx.runs.finish(run.run_id, claim, status, unless_stopped=False, **place, **values)
         if ended is None:
             return None
-        tx.append(run.session_id, [*events, terminal_event(ended, _told(ended, values))])
+        tx.append(run.session_id, [*events, terminal_event(ended, told_of(ended, values))])
         return ended
 
     def _backoff(self, attempt: int) -> float:
         delay = min(_LONGEST_BACKOFF_S, self._config.retry_backoff_s * 2 ** (max(attempt, 1) - 1))
         # jitter: runs that failed together do not all come back together
         return float(delay * random.uniform(0.8, 1.2))
-
-
-def _columns(outcome: Outcome, config: Config) -> dict[str, Any]:
-    def text(value: Any, what: str) -> str:
-        return encode(value, what=what, max_bytes=max(config.max_output_bytes, 1 << 20))
-
-    return {
-        "output": None if outcome.output is None else text(outcome.output, "the output"),
-        "error": None if outcome.error is None else text(outcome.error, "the error"),
-        "token_usage": text(outcome.token_usage, "the token usage"),
-        "cost_usd": outcome.cost_usd,
-        "turn_count": outcome.turn_count,
-    }
-
-
-def _told(run: Run, values: dict[str, Any]) -> dict[str, object]:
-    told: dict[str, object] = {"reason": run.stop_reason}
-    if run.error is not None:
-        told |= {
-            "error_code": run.error.get("code"),
-            "error_message": run.error.get("message"),
-            "details": run.error.get("details") or None,
-        }
-    if run.token_usage:
-        told["token_usage"] = run.token_usage
-    if run.output is not None and len(values.get("output") or "") <= _SMALL_OUTPUT:
-        told["output"] = run.output
-    return told
-
-
-def _requeued(run: Run, outcome: Outcome, delay_s: float) -> Event:
-    error = outcome.error or {}
-    data = {
-        "attempt": run.attempt,
-        "max_attempts": run.max_attempts,
-        "error_code": error.get("code"),
-        "error_message": error.get("message"),
-        "delay_s": round(delay_s, 3),
-    }
-    return Event.new(
-        EventType.RUN_REQUEUED,
-        run.session_id,
-        run_id=run.run_id,
-        data=data,
-        attempt=run.attempt,
-        provider=run.agent,
-    )
 
 
 def _is_held(run: Run, claim: Claim) -> bool:

@@ -10,11 +10,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from asm_celery.checks import check_run_id
 from asm_celery.codec import encode
 from asm_celery.errors import InternalError, RunNotFound
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.keys import Keys
-from asm_celery.model import Event, Lease, Run, StopReceipt, check_run_id
+from asm_celery.model import Event, Lease, Run, StopReceipt
 from asm_celery.moves.promotion import Promoter
 from asm_celery.states import STOPPED_STATUS, TERMINAL_EVENT, EventType, RunStatus, StopKind
 

@@ -7,7 +7,7 @@ this process.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from asm_celery.agent import AgentRegistry
@@ -17,59 +17,23 @@ from asm_celery.errors import (
     AlreadyExists,
     CoordinationUnavailable,
     IdempotencyConflict,
-    InvalidOperation,
-    QueueFull,
     SessionBusy,
-    SessionDraining,
     SessionNotFound,
     StorageConnectionFailed,
     ValidationError,
 )
 from asm_celery.events.log import EventLog, LogTransaction
-from asm_celery.model import Event, Run, Session, check_count, check_seconds
+from asm_celery.model import Event, Run, Session
+from asm_celery.moves.admission import SubmitOptions, refuse_closed, refuse_foreign, refuse_full
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
-from asm_celery.states import EventType, SessionStatus
+from asm_celery.states import EventType
 from asm_celery.store.sessions import AgentTerms, Counter
 
 log = logging.getLogger(__name__)
 
-ON_BUSY = ("enqueue", "reject", "interrupt")
 _TRIES = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitOptions:
-    """What a submit may say; `None` leaves it to the agent, then to the configuration."""
-
-    run_timeout: float | None = None
-    queue_timeout: float | None = None
-    max_attempts: int | None = None
-    metadata: dict[str, Any] | None = None
-    idempotency_key: str | None = None
-    on_busy: str = "enqueue"
-
-    def __post_init__(self) -> None:
-        check_seconds(self.run_timeout, what="run_timeout", minimum=0.001)
-        check_seconds(self.queue_timeout, what="queue_timeout", minimum=0.001)
-        if self.max_attempts is not None:
-            check_count(self.max_attempts, what="max_attempts", minimum=1, maximum=1000)
-        if self.metadata is not None and not isinstance(self.metadata, dict):
-            raise ValidationError(
-                f"metadata must be an object, got {self.metadata!r:.80}", details={"field": "metadata"}
-            )
-        key = self.idempotency_key
-        if key is not None and (not isinstance(key, str) or not 1 <= len(key) <= 255):
-            raise ValidationError(
-                f"idempotency_key={key!r:.80} must be a string of 1 to 255 characters",
-                details={"field": "idempotency_key"},
-            )
-        if self.on_busy not in ON_BUSY:
-            raise ValidationError(
-                f"on_busy={self.on_busy!r} must be one of {', '.join(ON_BUSY)}",
-                details={"field": "on_busy", "value": repr(self.on_busy)},
-            )
 
 
 class _KnownKey(Exception):
@@ -193,7 +157,7 @@ class Submission:
             if tx.sessions.draw(session.session_id) is None:
                 raise SessionNotFound(f"there is no session {session.session_id!r}: it was deleted")
             stored = tx.events.by_ids([event.event_id for event in events])
-            _refuse_foreign(session.session_id, stored)
+            refuse_foreign(session.session_id, stored)
             fresh = list({event.event_id: event for event in events if event.event_id not in stored}.values())
             stored |= {event.event_id: event for event in tx.append(session.session_id, fresh) or []}
         return [stored[event.event_id] for event in events]
@@ -227,8 +191,8 @@ class Submission:
             if options.on_busy == "interrupt" and tx.runs.count_open(session_id) != len(stops.told):
                 # a run was submitted between the locks of the runs and that of the counter
                 raise _LineMoved
-            _refuse_closed(session_id, counter.state)
-            _refuse_full(tx, session, options.on_busy, stops)
+            refuse_closed(session_id, counter.state)
+            refuse_full(tx, session, options.on_busy, stops)
             run = self._with_terms(tx, replace(run, position=counter.last_position), options)
             tx.runs.insert(run, input_text=text, input_digest=digest(text), metadata=metadata)
             queued = Event.new(
@@ -287,47 +251,3 @@ class Submission:
         except CoordinationUnavailable:
             # away, not old: the run is accepted all the same
             log.debug("Redis is away; its version is checked when it is back")
-
-
-def _refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:
-    for event in stored.values():
-        if event.session_id != session_id:
-            raise AlreadyExists(
-                f"event id {event.event_id!r} belongs to session {event.session_id!r}: ids are global, make a "
-                "new event",
-                details={"event_id": event.event_id},
-            )
-
-
-def _refuse_closed(session_id: str, state: SessionStatus) -> None:
-    if state is SessionStatus.COMPLETED:
-        raise InvalidOperation(
-            f"session {session_id!r} is completed and accepts no runs: start another session",
-            details={"session_id": session_id, "status": state.value},
-        )
-    if state is SessionStatus.DRAINING:
-        raise SessionDraining(
-            f"session {session_id!r} was drained with accept=False and accepts no runs: resume() it first",
-            details={"session_id": session_id, "status": state.value},
-        )
-
-
-def _refuse_full(tx: LogTransaction, session: Session, on_busy: str, stops: Stops) -> None:
-    # runs on their way out do not keep the one that replaces them from waiting
-    depth = tx.runs.count_open(session.session_id) - len(stops.told)
-    if depth and on_busy == "reject":
-        raise SessionBusy(
-            f"session {session.session_id!r} has {depth} open runs and on_busy is 'reject': wait for them, or "
-            "say on_busy='enqueue'",
-            details={"session_id": session.session_id, "depth": depth},
-        )
-    limit = session.max_concurrent_runs + session.max_queued_runs
-    if depth >= limit:
-        raise QueueFull(
-            f"session {session.session_id!r} is full: {depth} open runs, the limit is "
-            f"{session.max_concurrent_runs} running + {session.max_queued_runs} waiting; try again when one "
-            "has ended",
-            limit=limit,
-            depth=depth,
-            session_id=session.session_id,
-        )

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from datetime import datetime
 from typing import Any
 
-from asm_celery.model import Run, Session, check_count
+from asm_celery.checks import check_count
+from asm_celery.model import Run, Session
 from asm_celery.moves.coordinator import Claim
 from asm_celery.worker.attempt import Attempt
 from asm_celery.worker.emitter import Emitter

@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 from asm_celery.agent import AgentRegistry, AgentSpec
 from asm_celery.config import Config
 from asm_celery.errors import AgentNotFound, AsmError, LeaseLost, StorageConnectionFailed
-from asm_celery.moves.coordinator import Claim, Coordinator, Outcome
+from asm_celery.moves.coordinator import Claim, Coordinator
+from asm_celery.moves.outcome import Outcome
 from asm_celery.worker.attempt import SHUTDOWN, Attempt, Attempts
 from asm_celery.worker.backoff import delays
 from asm_celery.worker.body import run_body

@@ -10,7 +10,7 @@ from asm_celery.codec import decode, encode
 from asm_celery.config import Config
 from asm_celery.errors import AsmError, InvalidInput
 from asm_celery.model import Run
-from asm_celery.moves.coordinator import Outcome
+from asm_celery.moves.outcome import Outcome
 from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind
 from asm_celery.worker.attempt import SHUTDOWN, Attempt
 from asm_celery.worker.tally import Tally

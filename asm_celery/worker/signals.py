@@ -46,6 +46,7 @@ class WorkerLife:
         self._is_ours = is_ours
         self._is_retiring = pool.SharedFlag()
         self._incarnation = ""
+        self._executes_here = False
         app.steps["worker"].add(type("ExecutorStep", (_ExecutorStep,), {"life": self}))
         signals.celeryd_init.connect(self._on_begin)
         signals.worker_process_init.connect(self._on_child)
@@ -62,6 +63,7 @@ class WorkerLife:
 
     def on_made(self, worker: Any) -> None:
         """A worker is being put together: neither its children nor its consumer exist yet."""
+        self._executes_here = not pool.forks(worker)
         # children inherit both
         self._is_retiring = pool.SharedFlag()
         self._incarnation = os.urandom(4).hex()
@@ -70,7 +72,7 @@ class WorkerLife:
 
     def on_started(self, worker: Any) -> None:
         """The pool is up, the consumer is not."""
-        if not pool.forks(worker):
+        if self._executes_here:
             self._start(worker.hostname, pool.slots(worker))
 
     def on_closing(self, worker: Any) -> None:
@@ -79,7 +81,7 @@ class WorkerLife:
         try:
             runtime = self._runtime_of()
             runtime.recovery.retire(announced_name(worker.hostname, self._incarnation))
-            if pool.forks(worker):
+            if not self._executes_here:
                 # this process opened connections just now, and may still fork
                 runtime.close()
         except Exception as cause:  # noqa: BLE001 - nothing may keep a worker from ending
@@ -91,9 +93,9 @@ class WorkerLife:
         if self._is_ours and instance.app is self._app:
             self.declare_queues()
 
-    def _on_child(self, sender: str | None, **_: Any) -> None:
-        # a solo pool sends this too, from the main process and without a name
-        if sender is not None and current_app == self._app:
+    def _on_child(self, sender: str, **_: Any) -> None:
+        # a solo pool sends this too, from the main process
+        if not self._executes_here and current_app == self._app:
             self._start(sender, 1)
 
     def _on_child_end(self, **_: Any) -> None:

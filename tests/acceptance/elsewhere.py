@@ -7,6 +7,7 @@ each way.  It ends when its test lets go of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -45,10 +46,17 @@ class Elsewhere:
             cwd=ROOT,
             env={**inherited, **env},
         )
+        self._is_ready = False
+
+    def wait(self) -> None:
+        """Wait until it is connected and ready; safe to repeat."""
+        if not self._is_ready:
+            assert "ready" == self._heard()
+            self._is_ready = True
 
     def go(self) -> Self:
-        """Wait until it is ready, and let it begin."""
-        assert "ready" == self._heard()
+        """Let it begin."""
+        self.wait()
         self._tell("go")
         return self
 
@@ -90,10 +98,15 @@ class Elsewhere:
 
 
 def together(processes: list[Elsewhere]) -> list[Any]:
-    """Let all begin when all are ready; return their answers."""
-    for process in processes:
-        process.go()
-    return [process.answer() for process in processes]
+    """Let all begin when all are ready; return their answers, and end them."""
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+        for process in processes:
+            process.wait()
+        for process in processes:
+            process.go()
+        return [process.answer() for process in processes]
 
 
 Verb = Callable[..., Any]

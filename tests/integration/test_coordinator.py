@@ -11,7 +11,7 @@ import pytest
 from asm_celery.config import Config
 from asm_celery.errors import LeaseLost, StorageConnectionFailed
 from asm_celery.model import Event, Lease
-from asm_celery.moves.coordinator import Outcome
+from asm_celery.moves.outcome import Outcome
 from asm_celery.states import RunStatus, SessionStatus, StopKind
 from tests.waiting import wait_until
 from tests.world import World

@@ -1,43 +1,19 @@
-"""The same classes and verbs as coroutines and async iterators.
-
-The sync face is the one implementation.  Short calls run it in a thread; waiting (await, subscribe, drain) is
-native, so that ten thousand waiters cost no thread each.
-"""
+"""One session as coroutines; waiting is native."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from asm_celery.agent import AgentRegistry
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
-from asm_celery.config import Config
-from asm_celery.dispatch import CeleryApp
+from asm_celery.checks import check_count, check_run_id, check_seconds
 from asm_celery.events.subscription_async import AsyncSubscription
-from asm_celery.limiter import ConcurrencyLimiter, LimiterStatus, Limits
-from asm_celery.model import (
-    Event,
-    Run,
-    RunResult,
-    Session,
-    SessionStatusReport,
-    StopReceipt,
-    check_count,
-    check_run_id,
-    check_seconds,
-)
-from asm_celery.operations import ControlOperations, OperationStatus
+from asm_celery.model import Event, Run, RunResult, SessionStatusReport, StopReceipt
 from asm_celery.server import LOOK_AGAIN_S, SessionServer, check_types, drain_timeout
-from asm_celery.sessions import AgentSessions
 from asm_celery.states import TERMINAL_EVENTS, StopKind
-from asm_celery.store.operators import ControlOperation
-
-__all__ = ["AsyncAgentSessions", "AsyncSessionServer", "AsyncSubscription"]
 
 
 class AsyncSessionServer:
@@ -229,165 +205,3 @@ class AsyncSessionServer:
         if run is None:
             raise cancel_timeout(run_id, timeout or 0.0)
         return StopReceipt(run_id=run_id, state=receipt.state, status=run.status, kind=receipt.kind)
-
-
-class AsyncLimiter:
-    """The verbs of `ConcurrencyLimiter`."""
-
-    def __init__(self, limiter_of: Callable[[], ConcurrencyLimiter]) -> None:
-        self._limiter_of = limiter_of
-
-    async def acquire_session_slot(self, session_id: str, *, timeout: float | None = None) -> None:
-        """See `ConcurrencyLimiter.acquire_session_slot`."""
-        await self._call("acquire_session_slot", session_id, timeout=timeout)
-
-    async def release_session_slot(self, session_id: str) -> None:
-        """See `ConcurrencyLimiter.release_session_slot`."""
-        await self._call("release_session_slot", session_id)
-
-    async def acquire_run_slot(self, session_id: str, run_id: str, *, timeout: float | None = None) -> None:
-        """See `ConcurrencyLimiter.acquire_run_slot`."""
-        await self._call("acquire_run_slot", session_id, run_id, timeout=timeout)
-
-    async def release_run_slot(self, run_id: str) -> None:
-        """See `ConcurrencyLimiter.release_run_slot`."""
-        await self._call("release_run_slot", run_id)
-
-    async def get_status(self) -> LimiterStatus:
-        """See `ConcurrencyLimiter.get_status`."""
-        status: LimiterStatus = await self._call("get_status")
-        return status
-
-    async def get_limits(self) -> Limits:
-        """See `ConcurrencyLimiter.get_limits`."""
-        limits: Limits = await self._call("get_limits")
-        return limits
-
-    async def set_limits(self, **limits: float | None) -> Limits:
-        """See `ConcurrencyLimiter.set_limits`."""
-        now: Limits = await self._call("set_limits", **limits)
-        return now
-
-    def _call(self, verb: str, *arguments: Any, **options: Any) -> Awaitable[Any]:
-        return asyncio.to_thread(lambda: getattr(self._limiter_of(), verb)(*arguments, **options))
-
-
-class AsyncControlOperations:
-    """The verbs of `ControlOperations`."""
-
-    def __init__(self, operations: ControlOperations) -> None:
-        self._operations = operations
-
-    async def interrupt(self, run_id: str, *, by: str = "operator") -> StopReceipt:
-        """See `ControlOperations.interrupt`."""
-        return await asyncio.to_thread(self._operations.interrupt, run_id, by=by)
-
-    async def cancel(self, run_id: str, *, by: str = "operator") -> StopReceipt:
-        """See `ControlOperations.cancel`."""
-        return await asyncio.to_thread(self._operations.cancel, run_id, by=by)
-
-    async def pause(self, run_id: str) -> StopReceipt:
-        """See `ControlOperations.pause`."""
-        return await asyncio.to_thread(self._operations.pause, run_id)
-
-    async def resume(self, run_id: str) -> StopReceipt:
-        """See `ControlOperations.resume`."""
-        return await asyncio.to_thread(self._operations.resume, run_id)
-
-    async def cancel_all(self, run_ids: Collection[str], *, by: str = "operator") -> dict[str, Any]:
-        """See `ControlOperations.cancel_all`."""
-        return await asyncio.to_thread(self._operations.cancel_all, run_ids, by=by)
-
-    async def interrupt_session(self, session_id: str) -> list[str]:
-        """See `ControlOperations.interrupt_session`."""
-        return await asyncio.to_thread(self._operations.interrupt_session, session_id)
-
-    async def get_operation_status(self, run_id: str) -> OperationStatus:
-        """See `ControlOperations.get_operation_status`."""
-        return await asyncio.to_thread(self._operations.get_operation_status, run_id)
-
-    async def get_operation_history(self, run_id: str) -> list[ControlOperation]:
-        """See `ControlOperations.get_operation_history`."""
-        return await asyncio.to_thread(self._operations.get_operation_history, run_id)
-
-
-class AsyncAgentSessions:
-    """The verbs of `AgentSessions`; an async context manager.
-
-    Args:
-        sessions: an `AgentSessions` to wrap; None makes one from `config`.
-    """
-
-    def __init__(
-        self,
-        config: Config | None = None,
-        *,
-        celery_app: CeleryApp | None = None,
-        sessions: AgentSessions | None = None,
-    ) -> None:
-        self._sessions = sessions or AgentSessions(config, celery_app=celery_app)
-        self.config = self._sessions.config
-        self.limiter = AsyncLimiter(lambda: self._sessions.limiter)
-        self.control = AsyncControlOperations(self._sessions.control)
-
-    @classmethod
-    def from_env(cls) -> Self:
-        """See `AgentSessions.from_env`."""
-        return cls(Config.from_env())
-
-    @classmethod
-    def local(cls, home: str | Path | None = None, *, concurrency: int = 8, **settings: Any) -> Self:
-        """See `AgentSessions.local`; blocks for the moment the server takes to start."""
-        return cls(sessions=AgentSessions.local(home, concurrency=concurrency, **settings))
-
-    @property
-    def registry(self) -> AgentRegistry:
-        """The agents registered here."""
-        return self._sessions.registry
-
-    @property
-    def celery_app(self) -> CeleryApp:
-        """See `AgentSessions.celery_app`."""
-        return self._sessions.celery_app
-
-    def agent(self, name: Any = None, /, **options: Any) -> Any:
-        """See `AgentSessions.agent`."""
-        return self._sessions.agent(name, **options)
-
-    def register(self, name: str, call: Callable[..., Any], **options: Any) -> None:
-        """See `AgentSessions.register`."""
-        self._sessions.register(name, call, **options)
-
-    async def start_session(self, agent: str, **options: Any) -> AsyncSessionServer:
-        """See `AgentSessions.start_session`."""
-        return AsyncSessionServer(await asyncio.to_thread(self._sessions.start_session, agent, **options))
-
-    async def attach(self, session_id: str) -> AsyncSessionServer:
-        """See `AgentSessions.attach`."""
-        return AsyncSessionServer(await asyncio.to_thread(self._sessions.attach, session_id))
-
-    async def list_sessions(
-        self, status: str | None = None, agent: str | None = None, after: str | None = None, limit: int = 50
-    ) -> list[Session]:
-        """See `AgentSessions.list_sessions`."""
-        return await asyncio.to_thread(self._sessions.list_sessions, status, agent, after, limit)
-
-    async def get_run(self, run_id: str) -> Run:
-        """See `AgentSessions.get_run`."""
-        return await asyncio.to_thread(self._sessions.get_run, run_id)
-
-    async def delete_session(self, session_id: str) -> None:
-        """See `AgentSessions.delete_session`."""
-        await asyncio.to_thread(self._sessions.delete_session, session_id)
-
-    async def close(self) -> None:
-        """See `AgentSessions.close`."""
-        await asyncio.to_thread(self._sessions.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()

@@ -1,0 +1,99 @@
+"""The rules of admission: what a submit may say, and when a session takes a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from asm_celery.checks import check_count, check_seconds
+from asm_celery.errors import (
+    AlreadyExists,
+    InvalidOperation,
+    QueueFull,
+    SessionBusy,
+    SessionDraining,
+    ValidationError,
+)
+from asm_celery.events.log import LogTransaction
+from asm_celery.model import Event, Session
+from asm_celery.moves.stopping import Stops
+from asm_celery.states import SessionStatus
+
+ON_BUSY: Final = ("enqueue", "reject", "interrupt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions:
+    """What a submit may say; `None` leaves it to the agent, then to the configuration."""
+
+    run_timeout: float | None = None
+    queue_timeout: float | None = None
+    max_attempts: int | None = None
+    metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    on_busy: str = "enqueue"
+
+    def __post_init__(self) -> None:
+        check_seconds(self.run_timeout, what="run_timeout", minimum=0.001)
+        check_seconds(self.queue_timeout, what="queue_timeout", minimum=0.001)
+        if self.max_attempts is not None:
+            check_count(self.max_attempts, what="max_attempts", minimum=1, maximum=1000)
+        if self.metadata is not None and not isinstance(self.metadata, dict):
+            raise ValidationError(
+                f"metadata must be an object, got {self.metadata!r:.80}", details={"field": "metadata"}
+            )
+        key = self.idempotency_key
+        if key is not None and (not isinstance(key, str) or not 1 <= len(key) <= 255):
+            raise ValidationError(
+                f"idempotency_key={key!r:.80} must be a string of 1 to 255 characters",
+                details={"field": "idempotency_key"},
+            )
+        if self.on_busy not in ON_BUSY:
+            raise ValidationError(
+                f"on_busy={self.on_busy!r} must be one of {', '.join(ON_BUSY)}",
+                details={"field": "on_busy", "value": repr(self.on_busy)},
+            )
+
+
+def refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:
+    for event in stored.values():
+        if event.session_id != session_id:
+            raise AlreadyExists(
+                f"event id {event.event_id!r} belongs to session {event.session_id!r}: ids are global, make a "
+                "new event",
+                details={"event_id": event.event_id},
+            )
+
+
+def refuse_closed(session_id: str, state: SessionStatus) -> None:
+    if state is SessionStatus.COMPLETED:
+        raise InvalidOperation(
+            f"session {session_id!r} is completed and accepts no runs: start another session",
+            details={"session_id": session_id, "status": state.value},
+        )
+    if state is SessionStatus.DRAINING:
+        raise SessionDraining(
+            f"session {session_id!r} was drained with accept=False and accepts no runs: resume() it first",
+            details={"session_id": session_id, "status": state.value},
+        )
+
+
+def refuse_full(tx: LogTransaction, session: Session, on_busy: str, stops: Stops) -> None:
+    # runs on their way out do not keep the one that replaces them from waiting
+    depth = tx.runs.count_open(session.session_id) - len(stops.told)
+    if depth and on_busy == "reject":
+        raise SessionBusy(
+            f"session {session.session_id!r} has {depth} open runs and on_busy is 'reject': wait for them, or "
+            "say on_busy='enqueue'",
+            details={"session_id": session.session_id, "depth": depth},
+        )
+    limit = session.max_concurrent_runs + session.max_queued_runs
+    if depth >= limit:
+        raise QueueFull(
+            f"session {session.session_id!r} is full: {depth} open runs, the limit is "
+            f"{session.max_concurrent_runs} running + {session.max_queued_runs} waiting; try again when one "
+            "has ended",
+            limit=limit,
+            depth=depth,
+            session_id=session.session_id,
+        )

@@ -1,0 +1,73 @@
+"""How an attempt ended, and the form in which its end is written: columns, terminal event, requeue event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from asm_celery.codec import encode
+from asm_celery.config import Config
+from asm_celery.model import Event, Run
+from asm_celery.states import EventType, RunStatus
+
+# A terminal event carries the output too when it is small: a page that follows needs no second read.
+_SMALL_OUTPUT: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended, as its executor saw it; `error` is {code, message, details}."""
+
+    status: RunStatus
+    output: Any = None
+    error: dict[str, Any] | None = None
+    token_usage: dict[str, Any] = field(default_factory=dict)
+    cost_usd: float | None = None
+    turn_count: int = 0
+
+
+def columns_of(outcome: Outcome, config: Config) -> dict[str, Any]:
+    def text(value: Any, what: str) -> str:
+        return encode(value, what=what, max_bytes=max(config.max_output_bytes, 1 << 20))
+
+    return {
+        "output": None if outcome.output is None else text(outcome.output, "the output"),
+        "error": None if outcome.error is None else text(outcome.error, "the error"),
+        "token_usage": text(outcome.token_usage, "the token usage"),
+        "cost_usd": outcome.cost_usd,
+        "turn_count": outcome.turn_count,
+    }
+
+
+def told_of(run: Run, values: dict[str, Any]) -> dict[str, object]:
+    told: dict[str, object] = {"reason": run.stop_reason}
+    if run.error is not None:
+        told |= {
+            "error_code": run.error.get("code"),
+            "error_message": run.error.get("message"),
+            "details": run.error.get("details") or None,
+        }
+    if run.token_usage:
+        told["token_usage"] = run.token_usage
+    if run.output is not None and len(values.get("output") or "") <= _SMALL_OUTPUT:
+        told["output"] = run.output
+    return told
+
+
+def requeued_event(run: Run, outcome: Outcome, delay_s: float) -> Event:
+    error = outcome.error or {}
+    data = {
+        "attempt": run.attempt,
+        "max_attempts": run.max_attempts,
+        "error_code": error.get("code"),
+        "error_message": error.get("message"),
+        "delay_s": round(delay_s, 3),
+    }
+    return Event.new(
+        EventType.RUN_REQUEUED,
+        run.session_id,
+        run_id=run.run_id,
+        data=data,
+        attempt=run.attempt,
+        provider=run.agent,
+    )
