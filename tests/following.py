@@ -15,7 +15,6 @@ from asm_celery.events.log import EventLog
 from asm_celery.events.subscription import Subscription
 from asm_celery.events.subscription_async import AsyncSubscription
 from asm_celery.model import Event, Run, Session
-from asm_celery.queue.connection import connect
 from asm_celery.states import EventType, RunStatus, SessionStatus
 from asm_celery.store.database import Store
 
@@ -112,12 +111,11 @@ def place(
     """Open a log and a hub, as one process has them; the settings are changes to the config."""
     config = config.model_copy(update=settings)
     store = Store(config)
-    client = connect(config)
-    log = EventLog(store, bus(client, config.keys))
+    log = EventLog(store, bus.of(config))
     hub = Hub(config, log, on_beat)
     try:
         yield Place(config, store, log, hub)
     finally:
         hub.close()
         store.close()
-        client.close()
+        log.bus.close()

@@ -11,21 +11,27 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import redis
 
+from asm_celery.config import Config
 from asm_celery.errors import AsmError
 from asm_celery.events.cursor import Notice
 from asm_celery.keys import FORMAT_VERSION, Keys
 from asm_celery.model import Event
+from asm_celery.queue.connection import connect
 
 log = logging.getLogger(__name__)
 
 # A larger message would make Redis copy user data to every process that follows the session.
 MAX_MESSAGE_BYTES: Final = 64 * 1024
-# After a failure nothing is sent for so long: an unreachable Redis must not slow every commit.
-_PAUSE_S: Final = 1.0
+# A doorbell is not worth a longer wait: who misses it reads SQL.
+_PATIENCE_S: Final = 1.0
+# After a failure nothing is sent for ten times what it cost, within these bounds: a Redis that hangs must
+# not slow every commit, and one that is back must be noticed soon.
+_SHORTEST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 15.0
 _reported: set[str] = set()
 
 
@@ -37,6 +43,16 @@ class Bus:
         self._keys = keys
         self._paused_until = 0.0
         self._away = False
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return a bus with connections of its own, which give up after a second."""
+        patience_s = min(config.connect_timeout_s, _PATIENCE_S)
+        return cls(connect(config.model_copy(update={"connect_timeout_s": patience_s})), config.keys)
+
+    def close(self) -> None:
+        """Close the connections; a later use opens them anew."""
+        self._client.close()
 
     def publish(self, events: Sequence[Event]) -> None:
         """Announce committed events, one message a session, in one round trip.
@@ -62,7 +78,8 @@ class Bus:
         self._send([(channel, message)])
 
     def _send(self, messages: list[tuple[str, bytes]]) -> None:
-        if time.monotonic() < self._paused_until:
+        began = time.monotonic()
+        if began < self._paused_until:
             return
         try:
             with self._client.pipeline(transaction=False) as pipeline:
@@ -70,7 +87,8 @@ class Bus:
                     pipeline.publish(channel, message)
                 pipeline.execute()
         except (redis.RedisError, OSError) as cause:
-            self._paused_until = time.monotonic() + _PAUSE_S
+            now = time.monotonic()
+            self._paused_until = now + min(max(10 * (now - began), _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             level = logging.DEBUG if self._away else logging.WARNING
             self._away = True
             log.log(level, "live events are not announced while Redis is away: %s", cause)

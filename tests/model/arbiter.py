@@ -64,6 +64,11 @@ class Arbiter:
         """Return a run's number."""
         return self._numbers[name]
 
+    def session(self, redis: int, session: int) -> tuple[str, int] | None:
+        """Return the state and version that Redis has of a session, None when it does not know it."""
+        about = self.facts(redis).keys.get(f"session:{ascii_lowercase[session]}")
+        return None if about is None else (about["state"], int(about["version"]))
+
     def complaint(self, redis: int) -> str:
         """Return what is inconsistent in a state of Redis; '' if nothing is."""
         if redis not in self._complaints:

@@ -37,7 +37,7 @@ class State(NamedTuple):
         letters: what clients have committed and not yet told Redis.
         bells: doorbells in flight; `repeat` delivers one without using it up.
         doing: for each process where it stands in its move.
-        left: for each of CHANCES how often it may still strike.
+        left: for each of CHANCES how often it may still strike; last, how often all together may.
     """
 
     redis: int
@@ -82,7 +82,7 @@ class Protocol:
             letters=frozenset(),
             bells=frozenset(),
             doing=(IDLE,) * len(self.processes),
-            left=tuple(self.spec.chances.get(chance, 0) for chance in CHANCES),
+            left=(*(self.spec.chances.get(chance, 0) for chance in CHANCES), self.spec.together),
         )
 
     def steps(self, state: State) -> Iterator[Step]:
@@ -300,6 +300,9 @@ def put(rows: tuple[Row | None, ...], run: int, row: Row) -> tuple[Row | None, .
 def spend(state: State, chance: str) -> State | None:
     """Return the state in which a chance has struck once more; None when it may not."""
     number = CHANCES.index(chance)
-    if not state.left[number]:
+    if not state.left[number] or not state.left[-1]:
         return None
-    return state._replace(left=(*state.left[:number], state.left[number] - 1, *state.left[number + 1 :]))
+    left = list(state.left)
+    left[number] -= 1
+    left[-1] -= 1
+    return state._replace(left=tuple(left))

@@ -62,6 +62,12 @@ class RepairedProtocol(Protocol):
                 told = self.read(state, [run])
                 yield Step(f"the repair reads {name}, which Redis lacks", self.at(state, process, ("record", told)))
 
+        for session, (now, version) in enumerate(state.lines):
+            about = self.arbiter.session(state.redis, session)
+            if about is not None and about[1] < version and "compare.state" not in self.spec.without:
+                answer = self.arbiter.session_state(state.redis, session, now, version)
+                yield from self.told(state, f"the repair tells that session {session} is {now}", answer)
+
     def _take_over(self, state: State, process: int) -> Iterator[Step]:
         for name, lease in self.arbiter.facts(state.redis).runs.items():
             if lease.state != "begun":

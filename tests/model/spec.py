@@ -25,6 +25,7 @@ class Spec:
         max_sessions: with work in flight; None: none.
         executors, repairers: how many processes; every executor announces `room` runs.
         chances: how often each of CHANCES may strike; all others never do.
+        together: how often all of them together may.
         without: names of guards and repairs in the model of SQL and of the moves that are left out.
         edit: makes a mutant of the scripts.
     """
@@ -37,6 +38,7 @@ class Spec:
     room: int = 1
     max_attempts: int = 1
     chances: Mapping[str, int] = field(default_factory=dict)
+    together: int = 99
     without: frozenset[str] = frozenset()
     edit: Callable[[str, str], str] = unchanged
 

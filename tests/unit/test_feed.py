@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -159,7 +160,7 @@ MOVES: dict[str, Callable[[World, int], object]] = {
 }
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=3000 if os.environ.get("ASM_TEST_FULL") == "1" else 300, deadline=None)
 @given(
     log=logs(),
     from_sequence=st.integers(0, 12),

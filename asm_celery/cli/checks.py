@@ -1,0 +1,232 @@
+"""What a doctor looks at: is all there that an installation needs?  It mends nothing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from asm_celery import __version__
+from asm_celery.cli.words import ago
+from asm_celery.config import Config, mask
+from asm_celery.errors import AsmError
+from asm_celery.queue.connection import check_version, connect, reaching
+from asm_celery.queue.run_queue import RunQueue
+from asm_celery.store.database import Store
+from asm_celery.store.schema import revision_of
+
+_PACKAGES: Final = ("celery", "kombu", "redis", "sqlalchemy", "psycopg")
+_PAGE: Final = 500
+# More are not compared: a doctor must answer soon and be no burden.
+_MOST_COMPARED: Final = 10_000
+_START_WORKER: Final = "start one with `asm worker`"
+
+
+class Level(StrEnum):
+    """What a check came to: it works, it works but, it does not."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What was looked at and found.
+
+    Attributes:
+        remedy: what to do; empty when ok.
+        facts: JSON-ready details.
+    """
+
+    name: str
+    level: Level
+    message: str
+    remedy: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_all(config: Config) -> Iterator[Check]:
+    """Do every check that the ones before it leave possible, in order."""
+    yield _versions()
+    yield _settings(config)
+    store = Store(config)
+    queue = RunQueue(connect(config), config.keys, url=config.redis_url)
+    try:
+        for name, look in (
+            ("database", lambda: _database(config, store)),
+            ("schema", lambda: _schema(config)),
+        ):
+            found = _looked(name, look)
+            yield found
+            if found.level is Level.FAIL:
+                break
+        has_database = found.level is not Level.FAIL
+        redis = _looked("redis", lambda: _redis(config))
+        yield redis
+        if redis.level is not Level.FAIL:
+            yield _looked("memory", lambda: _memory(config))
+            yield _looked("gate", lambda: _gate(queue))
+        if has_database:
+            yield _looked("workers", lambda: _workers(config, store))
+        if has_database and redis.level is not Level.FAIL:
+            yield _looked("difference", lambda: _difference(store, queue))
+    finally:
+        store.close()
+
+
+def _looked(name: str, look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except AsmError as error:
+        return Check(name=name, level=Level.FAIL, message=error.message, facts={"code": error.code})
+
+
+def _versions() -> Check:
+    found = {"asm_celery": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "-"
+    said = ", ".join(f"{name} {number}" for name, number in found.items())
+    return Check(name="versions", level=Level.OK, message=said, facts=found)
+
+
+def _settings(config: Config) -> Check:
+    shown = config.masked()
+    changed = {name: value for name, value in shown.items() if value != Config.default(name)}
+    said = ", ".join(f"{name}={value}" for name, value in changed.items()) or "all as by default"
+    return Check(name="settings", level=Level.OK, message=said, facts=shown)
+
+
+def _database(config: Config, store: Store) -> Check:
+    url = mask(config.database_url)
+    path = config.database_url.removeprefix("sqlite:///")
+    if path != config.database_url and not Path(path).expanduser().exists():
+        # looking would make an empty one
+        return Check(
+            name="database",
+            level=Level.FAIL,
+            message=f"{url} does not exist",
+            remedy="set ASM_DATABASE_URL, or make it with `asm migrate`",
+        )
+    with store.read() as tx:
+        sessions = tx.sessions.count()
+    return Check(
+        name="database", level=Level.OK, message=f"{url}, {sessions} sessions", facts={"sessions": sessions}
+    )
+
+
+def _schema(config: Config) -> Check:
+    has, newest = revision_of(config.database_url)
+    facts = {"revision": has, "newest": newest}
+    if has == newest:
+        return Check(name="schema", level=Level.OK, message=f"revision {has}", facts=facts)
+    return Check(
+        name="schema",
+        level=Level.FAIL,
+        message=f"revision {has or 'none'}, this release knows {newest}",
+        remedy="run `asm migrate`",
+        facts=facts,
+    )
+
+
+def _redis(config: Config) -> Check:
+    client = connect(config)
+    with reaching(config.redis_url):
+        check_version(client)
+        about: Any = client.info("server")
+    name = "Valkey" if "valkey_version" in about else "Redis"
+    number = str(about.get("valkey_version") or about.get("redis_version"))
+    return Check(
+        name="redis",
+        level=Level.OK,
+        message=f"{name} {number} at {mask(config.redis_url)}, namespace {config.namespace}",
+        facts={"server": name, "version": number, "uptime_s": about.get("uptime_in_seconds")},
+    )
+
+
+def _memory(config: Config) -> Check:
+    with reaching(config.redis_url):
+        memory: Any = connect(config).info("memory")
+    policy, limit = memory.get("maxmemory_policy"), memory.get("maxmemory")
+    facts = {"maxmemory_policy": policy, "maxmemory": limit, "used_memory": memory.get("used_memory")}
+    said = f"maxmemory-policy {policy}, {memory.get('used_memory_human')} used"
+    if policy in (None, "noeviction") or not limit:
+        return Check(name="memory", level=Level.OK, message=said, facts=facts)
+    return Check(
+        name="memory",
+        level=Level.WARN,
+        message=f"{said}: queues may be evicted, and wait until they are restored from SQL",
+        remedy="set maxmemory-policy noeviction",
+        facts=facts,
+    )
+
+
+def _gate(queue: RunQueue) -> Check:
+    # a cold Redis grants us the right to restore, which ends by itself in this millisecond
+    word = queue.begin_restore("doctor", hold_s=0.001)
+    if word == "open":
+        return Check(name="gate", level=Level.OK, message="open: waiting runs may start")
+    return Check(
+        name="gate",
+        level=Level.WARN,
+        message="closed: Redis has not been restored from SQL, nothing starts",
+        remedy=f"a running worker opens it within seconds; {_START_WORKER}",
+    )
+
+
+def _workers(config: Config, store: Store) -> Check:
+    with store.read() as tx:
+        seen = tx.executors.all()
+    latest = max(seen.values(), default=None)
+    quiet_s = max(config.lease_s, 3 * config.beat_s)
+    living = [name for name, at in seen.items() if (datetime.now(UTC) - at).total_seconds() <= quiet_s]
+    facts = {"living": sorted(living), "latest": latest.isoformat() if latest else None}
+    if living:
+        return Check(
+            name="workers",
+            level=Level.OK,
+            message=f"{len(living)} executing processes announced",
+            facts=facts,
+        )
+    last = f"the last was seen {ago(latest)}" if latest else "none was ever seen"
+    return Check(
+        name="workers", level=Level.FAIL, message=f"no worker: {last}", remedy=_START_WORKER, facts=facts
+    )
+
+
+def _difference(store: Store, queue: RunQueue) -> Check:
+    known = queue.known()
+    open_ids: set[str] = set()
+    after = ""
+    while len(open_ids) <= _MOST_COMPARED:
+        with store.read() as tx:
+            page = tx.runs.open_page(after=after, limit=_PAGE)
+        open_ids |= {run.run_id for run in page}
+        if len(page) < _PAGE:
+            break
+        after = page[-1].run_id
+    else:
+        return Check(
+            name="difference", level=Level.OK, message=f"not compared: over {_MOST_COMPARED} open runs"
+        )
+    missing, over = len(open_ids - known), len(known - open_ids)
+    facts = {"open_in_sql": len(open_ids), "known_in_redis": len(known), "missing": missing, "over": over}
+    if not missing and not over:
+        said = f"SQL and Redis agree on {len(open_ids)} open runs"
+        return Check(name="difference", level=Level.OK, message=said, facts=facts)
+    # runs that began or ended while we looked are among them
+    return Check(
+        name="difference",
+        level=Level.WARN,
+        message=f"{missing} open runs unknown to Redis, {over} known to Redis but over",
+        remedy="look again in some seconds: workers mend it",
+        facts=facts,
+    )

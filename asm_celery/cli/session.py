@@ -1,0 +1,165 @@
+"""``asm status``, ``pause``, ``resume``, ``drain``, ``complete`` and ``delete``: sessions, from the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from asm_celery.cli.call import Call
+from asm_celery.cli.exits import Exit
+from asm_celery.cli.reach import sessions_of
+from asm_celery.cli.words import RUN_HEADS, ago, print_table, run_row
+from asm_celery.errors import ValidationError
+from asm_celery.limiter import LimiterStatus
+from asm_celery.model import Run, SessionStatusReport
+from asm_celery.server import SessionServer
+from asm_celery.sessions import AgentSessions
+from asm_celery.states import OPEN, SessionStatus
+
+_COLUMNS = ("session", "agent", "status", "running", "waiting", "runs", "created")
+
+
+def status(call: Call, *, name: str | None, after: str | None, limit: int) -> Exit:
+    """Report one session or run, or a page of sessions and the limiter.
+
+    Raises:
+        SessionNotFound, RunNotFound: there is none.
+        CoordinationUnavailable: the sessions were printed; the limiter needs Redis.
+    """
+    with sessions_of(call) as asm:
+        if name is None:
+            _list(call, asm, after, limit)
+        elif name.startswith("run_"):
+            _show_run(call, asm.get_run(name))
+        else:
+            _show_session(call, asm.attach(name))
+    return Exit.COMPLETED
+
+
+def move(call: Call, session_id: str, verb: str) -> Exit:
+    """Pause or resume a session; raises SessionNotFound, InvalidTransition."""
+    with sessions_of(call) as asm:
+        server = asm.attach(session_id)
+        {"pause": server.pause, "resume": server.resume}[verb]()
+        _tell_state(call, server)
+    return Exit.COMPLETED
+
+
+def complete(call: Call, *, session_id: str, yes: bool) -> Exit:
+    """Close a session for good, once that was agreed to; raises InvalidOperation while it has open runs."""
+    with sessions_of(call) as asm:
+        server = asm.attach(session_id)
+        if not call.agrees(f"complete closes {_described(server)} for good: it takes no run any more", yes):
+            return Exit.REFUSED
+        server.complete()
+        _tell_state(call, server)
+    return Exit.COMPLETED
+
+
+def delete(call: Call, *, session_id: str, yes: bool) -> Exit:
+    """Remove a session and all it knows, once that was agreed to; raises InvalidOperation while it is open."""
+    with sessions_of(call) as asm:
+        server = asm.attach(session_id)
+        if not call.agrees(f"delete removes {_described(server)}, its runs and its events", yes):
+            return Exit.REFUSED
+        asm.delete_session(session_id)
+    call.answer("deleted", {"session_id": session_id})
+    call.text(f"{session_id} deleted")
+    return Exit.COMPLETED
+
+
+def drain(call: Call, *, session_id: str, timeout: float | None, no_accept: bool) -> Exit:
+    """Return when nothing of the session runs or waits; raises DrainTimeout."""
+    with sessions_of(call) as asm:
+        server = asm.attach(session_id)
+        server.drain(timeout, accept=not no_accept)
+        _tell_state(call, server)
+    return Exit.COMPLETED
+
+
+def _list(call: Call, asm: AgentSessions, after: str | None, limit: int) -> None:
+    if after is not None:
+        # an unknown place would be answered with an empty page
+        asm.attach(after)
+    rows = []
+    sessions = asm.list_sessions(after=after, limit=limit)
+    for session in sessions:
+        report = (
+            None if session.status is SessionStatus.COMPLETED else asm.attach(session.session_id).status()
+        )
+        counts = {
+            "in_flight_count": report.in_flight_count if report else 0,
+            "queued_count": report.queued_count if report else 0,
+        }
+        call.answer("session", {**session.to_map(), **counts})
+        rows.append(
+            [
+                session.session_id,
+                session.agent,
+                session.status,
+                *counts.values(),
+                session.last_position,
+                ago(session.created_at),
+            ]
+        )
+    if not call.is_json:
+        print_table(_COLUMNS, rows)
+    if len(sessions) == limit:
+        call.talk(f"there may be more: `asm status --after {sessions[-1].session_id}`")
+    limits = asm.limiter.get_status()
+    call.answer("limiter", asdict(limits))
+    call.text(f"\n{_limits_line(limits)}")
+
+
+def _limits_line(limits: LimiterStatus) -> str:
+    return (
+        f"runs in flight {limits.active_runs} of {limits.max_parallel_runs}, "
+        f"sessions with work in flight {limits.active_sessions} of {limits.max_parallel_sessions}"
+    )
+
+
+def _show_session(call: Call, server: SessionServer) -> None:
+    report = server.status()
+    call.answer("report", asdict(report))
+    if call.is_json:
+        return
+    call.text(
+        f"{report.session_id}  agent {server.agent}  {report.status}\n"
+        f"running {report.in_flight_count} of {report.max_concurrent_runs}, "
+        f"waiting {report.queued_count} of {report.max_queued_runs}, subscribers {report.subscribers}"
+    )
+    runs = server.list_runs(status=OPEN, limit=1000)
+    if runs:
+        call.text("")
+        print_table(RUN_HEADS, map(run_row, runs))
+
+
+def _show_run(call: Call, run: Run) -> None:
+    call.answer("run", run.to_map())
+    if call.is_json:
+        return
+    print_table(RUN_HEADS, [run_row(run)])
+    facts: dict[str, Any] = {"session": run.session_id, "error": run.error, "output": run.output}
+    for fact, value in facts.items():
+        if value is not None:
+            call.text(f"{fact}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def _tell_state(call: Call, server: SessionServer) -> None:
+    report = server.status()
+    call.answer("report", asdict(report))
+    call.text(f"{report.session_id} {_state_line(report)}")
+
+
+def _state_line(report: SessionStatusReport) -> str:
+    if report.in_flight_count or report.queued_count:
+        return f"{report.status}: {report.in_flight_count} running, {report.queued_count} waiting"
+    return str(report.status)
+
+
+def _described(server: SessionServer) -> str:
+    report = server.status()
+    if report.in_flight_count or report.queued_count:
+        return f"session {server.session_id} of agent {server.agent} ({_state_line(report)})"
+    return f"session {server.session_id} of agent {server.agent} ({report.status})"
