@@ -58,16 +58,13 @@ def check_all(config: Config) -> Iterator[Check]:
     store = Store(config)
     queue = RunQueue(connect(config), config.keys, url=config.redis_url)
     try:
-        for name, look in (
-            ("database", lambda: _database(config, store)),
-            ("schema", lambda: _schema(config)),
-        ):
-            found = _looked(name, look)
-            yield found
-            if found.level is Level.FAIL:
-                break
-        has_database = found.level is not Level.FAIL
-        redis = _looked("redis", lambda: _redis(config))
+        database = _looked("database", lambda: _database(config, store), "start it, or set ASM_DATABASE_URL")
+        yield database
+        if database.level is Level.OK:
+            database = _looked("schema", lambda: _schema(config))
+            yield database
+        has_database = database.level is Level.OK
+        redis = _looked("redis", lambda: _redis(config), "start it, or set ASM_REDIS_URL")
         yield redis
         if redis.level is not Level.FAIL:
             yield _looked("memory", lambda: _memory(config))
@@ -80,11 +77,12 @@ def check_all(config: Config) -> Iterator[Check]:
         store.close()
 
 
-def _looked(name: str, look: Callable[[], Check]) -> Check:
+def _looked(name: str, look: Callable[[], Check], remedy: str = "") -> Check:
     try:
         return look()
     except AsmError as error:
-        return Check(name=name, level=Level.FAIL, message=error.message, facts={"code": error.code})
+        facts = {"code": error.code}
+        return Check(name=name, level=Level.FAIL, message=error.message, remedy=remedy, facts=facts)
 
 
 def _versions() -> Check:

@@ -45,14 +45,16 @@ _seconds = click.FloatRange(min=0)
 _yes = click.option("--yes", is_flag=True, help="Do it without asking.")
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--redis-url", metavar="URL", help="Instead of ASM_REDIS_URL.")
 @click.option("--database-url", metavar="URL", help="Instead of ASM_DATABASE_URL.")
 @click.option("--namespace", metavar="WORD", help="Instead of ASM_NAMESPACE.")
 @_json
 @click.version_option(__version__, prog_name="asm")
 @_call
-def asm(call: Call, **settings: str | None) -> None:
+def asm(call: Call, /, **settings: str | None) -> None:
     """Sessions of runs on Celery, Redis and SQL."""
     call.settings = {name: value for name, value in settings.items() if value is not None}
 
@@ -77,7 +79,10 @@ def demo(call: Call, keep: bool) -> Any:
 @click.option("--concurrency", type=click.IntRange(min=1), help="Runs at once; else the number of CPUs.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker(call: Call, **options: Any) -> Any:
-    """Become a Celery worker; what follows -- goes to `celery worker`."""
+    """Become a Celery worker.
+
+    What follows -- goes to `celery worker`.
+    """
     return _deed("worker").run(call, **options)
 
 
@@ -124,7 +129,7 @@ def tail(call: Call, **options: Any) -> Any:
 @click.option("--after", metavar="SESSION", help="List sessions behind this one.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="List so many.")
 def status(call: Call, **options: Any) -> Any:
-    """Report a session (or a run, by its id); without one, all sessions and the limiter."""
+    """Report a session or run, or all sessions and the limiter."""
     return _deed("session").status(call, **options)
 
 
@@ -197,5 +202,5 @@ def migrate(call: Call) -> Any:
 
 @_command
 def doctor(call: Call) -> Any:
-    """Check settings, database, Redis and workers; a line each, with the remedy."""
+    """Check settings, database, Redis and workers."""
     return _deed("doctor").run(call)

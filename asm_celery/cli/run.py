@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from asm_celery.awaiting import cancel_timeout
+from asm_celery.awaiting import await_timeout, cancel_timeout
 from asm_celery.cli.call import Call
 from asm_celery.cli.exits import Exit
 from asm_celery.cli.reach import sessions_of
@@ -102,11 +102,14 @@ def _wait(call: Call, server: SessionServer, run_id: str, timeout: float | None)
             interrupted = True
             call.talk("interrupting the run; Ctrl-C again leaves it to end by itself")
             server.interrupt_run(run_id)
-        except (RunEnded, AwaitTimeout) as ended:
+        except RunEnded:
             _show(call, server.get_run(run_id))
-            if isinstance(ended, AwaitTimeout):
-                _say_why(call, server, run_id)
             raise
+        except AwaitTimeout:
+            _show(call, server.get_run(run_id))
+            _say_why(call, server, run_id)
+            # what was left of the time allowed is nobody's business
+            raise await_timeout(run_id, timeout or 0.0) from None
         else:
             _show(call, server.get_run(result.run_id))
             return Exit.COMPLETED

@@ -10,7 +10,6 @@ from asm_celery.cli.call import Call
 from asm_celery.cli.exits import Exit
 from asm_celery.cli.reach import sessions_of
 from asm_celery.cli.words import RUN_HEADS, ago, print_table, run_row
-from asm_celery.errors import ValidationError
 from asm_celery.limiter import LimiterStatus
 from asm_celery.model import Run, SessionStatusReport
 from asm_celery.server import SessionServer
@@ -103,13 +102,15 @@ def _list(call: Call, asm: AgentSessions, after: str | None, limit: int) -> None
                 ago(session.created_at),
             ]
         )
-    if not call.is_json:
+    if rows and not call.is_json:
         print_table(_COLUMNS, rows)
+    elif not rows:
+        call.talk("no sessions")
     if len(sessions) == limit:
         call.talk(f"there may be more: `asm status --after {sessions[-1].session_id}`")
     limits = asm.limiter.get_status()
     call.answer("limiter", asdict(limits))
-    call.text(f"\n{_limits_line(limits)}")
+    call.text(_limits_line(limits))
 
 
 def _limits_line(limits: LimiterStatus) -> str:

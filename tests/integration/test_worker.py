@@ -49,6 +49,13 @@ def _ended(server: SessionServer, run_id: str) -> Run:
     return wait_until(look, description=f"{run_id} has ended", timeout=30)
 
 
+def _wait_until_streamed(server: SessionServer, run_id: str) -> None:
+    def look() -> bool:
+        return bool(server.get_events(after=0, limit=10, run_id=run_id, type="message_streamed"))
+
+    wait_until(look, description=f"the agent of {run_id} was entered")
+
+
 def _executors(asm: AgentSessions) -> set[str]:
     with asm._runtime().store.read() as tx:
         return set(tx.executors._connection.execute(text("SELECT executor FROM executors")).scalars())
@@ -101,6 +108,31 @@ def test_a_killed_child_is_replaced_and_its_run_decided(
     wait_until(is_full, description="the child is replaced", timeout=3)
     assert "worker_lost" == (_ended(server, run_id).error or {})["code"]
     assert 0.01 == server.execute_run(0.01, timeout=20).output
+
+
+def test_a_terminated_child_stores_the_end_of_its_run_first(
+    asm: AgentSessions, start_worker: StartWorker
+) -> None:
+    """SIGTERM to the whole group, as systemd sends it: no run needs to be found by its silence."""
+    worker = start_worker(pool="prefork", concurrency=2)
+    once, again = asm.start_session("stream"), asm.start_session("stream")
+    endless = {"text": "begun and never ended", "delay": 600}
+    ends, returns = once.submit_run(endless), again.submit_run(endless, max_attempts=2)
+    children = set()
+    for server, run_id in ((once, ends), (again, returns)):
+        _wait_until_streamed(server, run_id)
+        children.add(int(str(server.get_run(run_id).executor).split(":")[1]))
+
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+
+    run = _ended(once, ends)
+    assert (RunStatus.INTERRUPTED, "worker_shutdown") == (run.status, (run.error or {})["code"])
+    wait_until(
+        lambda: again.get_run(returns).attempt == 2, description="the other is entered again", timeout=20
+    )
+    again.cancel_run(returns, wait=True, timeout=20)
+    assert "was silent" not in worker.log
 
 
 def test_a_terminated_worker_finishes_its_run_and_starts_no_other(

@@ -159,9 +159,13 @@ class Protocol:
             if row is not None or session in seen:
                 continue
             seen.add(session)
-            letter = ("enqueue", Told(run, PENDING, 0, "", False, state.lines[session]))
-            after = state._replace(rows=put(state.rows, run, Row(PENDING)), letters=state.letters | {letter})
-            yield Step(f"{self.names[run]} is submitted", after, True)
+            told, label = Told(run, PENDING, 0, "", False, state.lines[session]), f"{self.names[run]} is submitted"
+            after = state._replace(rows=put(state.rows, run, Row(PENDING)))
+            if self.spec.late:
+                yield Step(label, after._replace(letters=state.letters | {("enqueue", told)}), True)
+            else:
+                answer = self.arbiter.enqueue(state.redis, (told,))
+                yield from (step._replace(chance=True) for step in self.told(after, label, answer))
 
     def _choose(self, state: State) -> Iterator[Step]:
         withdrawn = spend(state, "withdraw")

@@ -95,6 +95,15 @@ class Desk:
             is_retiring=lambda: False,
         )
 
+    def announce(self, slots: int = 10) -> None:
+        """Have runs leased, without anybody who answers their doorbells."""
+        self.asm._runtime().recovery.announce("nobody", "desk@test", slots, [self.config.default_queue])
+
+    def ring(self, lease: Lease) -> None:
+        """Answer a doorbell again, in this thread."""
+        assert self._host is not None
+        self._host.executor.execute(lease.run_id, lease.claim)
+
     def another(self, **changes: Any) -> AgentSessions:
         """Return the same installation as a second process sees it, without agents of its own."""
         other = self._installation(self.config.model_copy(update=changes), self)

@@ -160,17 +160,14 @@ def test_the_next_run_starts_when_a_cancelled_one_has_left(desk: Desk) -> None:
 def test_a_run_cancelled_before_it_began_is_never_entered(desk: Desk) -> None:
     """SS-91: its doorbell was rung; the claim is refused, because the request is in SQL."""
     server = desk.start()
-    desk.work()
-    desk.asm._runtime().recovery.announce("nobody", "desk@test", 1, [desk.config.default_queue])
-    host, desk._host = desk._host, None
+    desk.announce()
 
     run_id = server.submit_run(1)
-    [lease] = wait_until(lambda: desk.rung, description="the doorbell is rung")
+    [lease] = desk.rung
     server.cancel_run(run_id)
-    assert host is not None
-    host.executor.execute(lease.run_id, lease.claim)
+    desk.work()
+    desk.ring(lease)
 
-    desk._host = host
     assert [] == desk.entered
     assert RunStatus.CANCELLED is server.get_run(run_id).status
 

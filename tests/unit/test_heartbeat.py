@@ -1,0 +1,231 @@
+"""What the beat of an executing process tells its attempts, and that nothing ends it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from asm_celery.config import Config
+from asm_celery.errors import CoordinationUnavailable
+from asm_celery.model import Run, Session, StopReceipt, new_id
+from asm_celery.moves.coordinator import Claim
+from asm_celery.moves.recovery import Beat
+from asm_celery.states import RunStatus, StopKind
+from asm_celery.worker.attempt import Attempt, Attempts
+from asm_celery.worker.heartbeat import Heartbeat
+from tests.waiting import wait_until
+
+
+@dataclass
+class Collaborators:
+    """Recovery, control and hub in one, made by hand."""
+
+    answer: Beat = field(default_factory=Beat)
+    said: list[tuple[Any, ...]] = field(default_factory=list)
+    trouble: Exception | None = None
+    decided: StopKind = StopKind.TIMEOUT
+
+    def beat(self, executor: str, held: dict[str, int], *, worker: str) -> Beat:
+        self._say("beat", held, worker)
+        return self.answer
+
+    def announce(self, executor: str, worker: str, slots: int, queues: list[str]) -> None:
+        self._say("announce", worker, slots, queues)
+
+    def retire(self, worker: str) -> None:
+        self._say("retire", worker)
+
+    def leave(self, executor: str, queues: list[str], *, worker: str) -> None:
+        self._say("leave", worker)
+
+    def repair(self) -> float:
+        self._say("repair")
+        return 60.0
+
+    def request_stop(self, run_id: str, kind: StopKind, *, reason: str, by: str) -> StopReceipt:
+        self._say("request_stop", run_id, kind, reason, by)
+        return StopReceipt(run_id=run_id, state="requested", status=RunStatus.RUNNING, kind=self.decided)
+
+    def listen(self, channel: str, callback: Any) -> Any:
+        self._say("listen", channel)
+
+    def times(self, verb: str) -> int:
+        return sum(said[0] == verb for said in self.said)
+
+    def _say(self, *said: Any) -> None:
+        self.said.append(said)
+        if self.trouble is not None and said[0] != "listen":
+            raise self.trouble
+
+
+class Beating:
+    """A heartbeat with its attempts."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.with_ = Collaborators()
+        self.attempts = Attempts()
+        self.is_retiring = False
+        collaborators = cast(Any, self.with_)
+        self.heartbeat = Heartbeat(
+            "host:1:0",
+            worker="w@host",
+            incarnation="ab",
+            slots=2,
+            queues=["asm"],
+            config=Config(**{"beat_s": 0.05, "lease_s": 1, "repair_s": 0.05, **settings}),
+            recovery=collaborators,
+            control=collaborators,
+            hub=collaborators,
+            attempts=self.attempts,
+            is_retiring=lambda: self.is_retiring,
+        )
+
+    def attempt(self, *, run_timeout: float | None = None, is_begun: bool = True) -> Attempt:
+        session = Session.new("echo")
+        run = Run.new(session.session_id, agent="echo", run_id=new_id("run"), run_timeout=run_timeout)
+        attempt = self.attempts.enter(run.run_id, 1)
+        assert attempt is not None
+        if is_begun:
+            self.attempts.begin(attempt, Claim(run=run, session=session, number=1, executor="host:1:0"))
+        return attempt
+
+
+@pytest.fixture
+def it() -> Beating:
+    """A heartbeat that has not started."""
+    return Beating()
+
+
+def test_a_beat_delivers_stops_and_losses(it: Beating) -> None:
+    """Each to its attempt; what is held is told with its claim number."""
+    stopped, lost, other = it.attempt(), it.attempt(), it.attempt()
+    it.with_.answer = Beat(stops={stopped.run_id: StopKind.INTERRUPT}, lost={lost.run_id})
+
+    it.heartbeat.beat()
+
+    assert ("interrupt", "lost", None) == (stopped.stop_kind, lost.stop_kind, other.stop_kind)
+    assert {stopped.run_id: 1, lost.run_id: 1, other.run_id: 1} == it.with_.said[0][1]
+
+
+def test_what_is_just_being_claimed_is_held_and_cannot_be_lost(it: Beating) -> None:
+    """SQL does not know the claim yet, and must not take it for an orphan a moment later."""
+    entering = it.attempt(is_begun=False)
+    it.with_.answer = Beat(lost={entering.run_id})
+
+    it.heartbeat.beat()
+
+    assert {entering.run_id: 1} == it.with_.said[0][1]
+    assert entering.stop_kind is None
+
+
+def test_a_control_message_stops_only_the_claim_it_names(it: Beating) -> None:
+    """A late message for an earlier claim touches nothing; an odd one is reported and ignored."""
+    attempt = it.attempt()
+
+    for message in (
+        b"not json",
+        b"[]",
+        json.dumps({"run": attempt.run_id, "claim": 1, "kind": "explode"}).encode(),
+        json.dumps({"run": attempt.run_id, "claim": 2, "kind": "cancel"}).encode(),
+    ):
+        it.heartbeat.hear(message)
+    assert attempt.stop_kind is None
+
+    it.heartbeat.hear(json.dumps({"run": attempt.run_id, "claim": 1, "kind": "cancel"}).encode())
+    assert "cancel" == attempt.stop_kind
+
+
+def test_a_passed_deadline_becomes_a_durable_stop(it: Beating) -> None:
+    """The request that was committed first decides, which may be another's."""
+    attempt = it.attempt(run_timeout=0.001)
+    it.with_.decided = StopKind.CANCEL
+    wait_until(it.attempts.overdue, description="the deadline has passed")
+
+    it.heartbeat.enforce()
+
+    assert [("request_stop", attempt.run_id, StopKind.TIMEOUT, "run_timeout", "executor")] == it.with_.said
+    assert "cancel" == attempt.stop_kind
+
+
+def test_a_deadline_does_not_wait_for_the_next_beat() -> None:
+    """The thread that beats wakes for it."""
+    it = Beating(beat_s=30, lease_s=90)
+    it.heartbeat.start()
+    wait_until(lambda: it.with_.times("beat"), description="the first beat")
+
+    attempt = it.attempt(run_timeout=0.05)
+
+    wait_until(lambda: attempt.stop_kind, description="the attempt was stopped", timeout=10)
+    it.attempts.leave(attempt)
+    it.heartbeat.stop()
+
+
+def test_nothing_ends_the_beat(it: Beating, caplog: pytest.LogCaptureFixture) -> None:
+    """Every step goes on being tried; a trouble is logged once, and its end too."""
+    it.with_.trouble = CoordinationUnavailable("Redis is away")
+    with caplog.at_level(logging.INFO, logger="asm_celery.worker"):
+        it.heartbeat.start()
+        wait_until(lambda: it.with_.times("beat") > 3, description="it beats on")
+        it.with_.trouble = None
+        wait_until(lambda: "announce works again" in caplog.text, description="it works again")
+        it.heartbeat.stop()
+
+    for name in ("announce", "beat", "repair"):
+        assert 1 == caplog.text.count(f"{name} fails")
+
+
+def test_a_retiring_worker_takes_back_its_capacity_once_and_announces_no_more(it: Beating) -> None:
+    """Under the name of this start, so that the next worker of the same name is not meant."""
+    it.heartbeat.announce()
+    it.is_retiring = True
+
+    for _ in range(3):
+        it.heartbeat.announce()
+
+    assert [("announce", "w@host/ab", 2, ["asm"]), ("retire", "w@host/ab")] == it.with_.said
+
+
+def test_after_the_grace_what_still_runs_is_asked_to_leave() -> None:
+    """And not before."""
+    it = Beating(shutdown_grace_s=3600)
+    attempt = it.attempt()
+    it.is_retiring = True
+    it.heartbeat.announce()
+    it.heartbeat.end_grace()
+    assert attempt.stop_kind is None
+
+    it = Beating(shutdown_grace_s=0)
+    attempt = it.attempt()
+    it.is_retiring = True
+    it.heartbeat.announce()
+    it.heartbeat.end_grace()
+    assert "shutdown" == attempt.stop_kind
+
+
+def test_an_executor_that_still_holds_something_is_not_forgotten(it: Beating) -> None:
+    """Its beat has ended, and recovery finds what it held."""
+    it.attempt()
+    it.heartbeat.start()
+
+    it.heartbeat.stop()
+
+    assert 0 == it.with_.times("leave")
+
+
+def test_a_later_claim_of_a_run_ends_the_earlier_one() -> None:
+    """Two threads of one process never execute the same run under a valid claim."""
+    attempts = Attempts()
+    first = attempts.enter("run_1", 1)
+    assert first is not None
+    assert attempts.enter("run_1", 1) is None
+
+    second = attempts.enter("run_1", 2)
+
+    assert second is not None
+    assert first.is_lost
+    attempts.leave(first)
+    assert [second] == attempts.all()
