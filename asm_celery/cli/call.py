@@ -65,12 +65,10 @@ class Call:
         Raises:
             click.UsageError: there is nobody to ask.
         """
-        self.talk(what)
-        if yes:
-            return True
-        if self.is_json or not sys.stdin.isatty():
+        if not yes and (self.is_json or not sys.stdin.isatty()):
             raise click.UsageError(f"{what}; add --yes to do it")
-        return click.confirm("asm: do it?", err=True)
+        self.talk(what)
+        return yes or click.confirm("asm: do it?", err=True)
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy import BigInteger, Connection, Row, func, select, type_coerce
 
 from asm_celery.codec import decode
 from asm_celery.model import Run
-from asm_celery.states import OPEN, TERMINAL, RunStatus, StopKind
-from asm_celery.store.tables import events, instant_in, runs, session_counters, sessions
+from asm_celery.states import TERMINAL, RunStatus, StopKind
+from asm_celery.store.tables import events, has_status, instant_in, is_open, runs, session_counters, sessions
 
 # A run's last event is its terminal one once it has ended (index events_run).
 _RUN = select(
@@ -21,7 +21,6 @@ _RUN = select(
     .scalar_subquery()
     .label("last"),
 )
-_OPEN = [status.value for status in OPEN]
 _TERMINAL = [status.value for status in sorted(TERMINAL)]
 
 
@@ -94,18 +93,14 @@ class RunQueries:
     def count_open(self, session_id: str) -> int:
         """Return how many runs of the session are not terminal (index runs_open)."""
         counted = self._connection.execute(
-            select(func.count())
-            .select_from(runs)
-            .where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+            select(func.count()).select_from(runs).where(runs.c.session_id == session_id, is_open(runs))
         ).scalar()
         return int(counted or 0)
 
     def open_of(self, session_id: str, limit: int | None = None) -> list[Run]:
         """Return the session's open runs by position (index runs_open)."""
         query = (
-            _RUN.where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
-            .order_by(runs.c.position)
-            .limit(limit)
+            _RUN.where(runs.c.session_id == session_id, is_open(runs)).order_by(runs.c.position).limit(limit)
         )
         return [to_run(row) for row in self._connection.execute(query)]
 
@@ -144,7 +139,7 @@ class RunQueries:
         """Return the runs SQL says this executor is running (index runs_executor)."""
         rows = self._connection.execute(
             select(runs.c.run_id, runs.c.claims, runs.c.stop_requested).where(
-                runs.c.executor == executor, runs.c.status == RunStatus.RUNNING.value
+                runs.c.executor == executor, has_status(runs, RunStatus.RUNNING)
             )
         )
         return [
@@ -175,7 +170,7 @@ class RunQueries:
             )
             .join(sessions, sessions.c.session_id == runs.c.session_id)
             .join(session_counters, session_counters.c.session_id == runs.c.session_id)
-            .where(runs.c.status.in_(_OPEN))
+            .where(is_open(runs))
             .order_by(runs.c.run_id)
             .limit(limit)
         )
@@ -184,20 +179,24 @@ class RunQueries:
 
     def first_open(self, session_id: str, slots: int) -> list[OpenRun]:
         """Return the session's first `slots` open runs: the only ones that may run now."""
-        ids = select(runs.c.run_id).where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+        ids = select(runs.c.run_id).where(runs.c.session_id == session_id, is_open(runs))
         first = self._connection.execute(ids.order_by(runs.c.position).limit(slots)).scalars().all()
         return sorted(self.open_page(run_ids=first), key=lambda run: run.position) if first else []
 
     def overdue(self, limit: int = 100) -> list[Run]:
         """Return open runs whose queue deadline (pending) or deadline (running) has passed."""
-        waiting = (runs.c.status == RunStatus.PENDING.value) & (runs.c.queue_deadline <= instant_in(0))
+        # two queries, each with its own small index (runs_queue_deadline, runs_deadline)
+        waiting = has_status(runs, RunStatus.PENDING), runs.c.queue_deadline <= instant_in(0)
         executing = (
-            (runs.c.status == RunStatus.RUNNING.value)
-            & (runs.c.deadline <= instant_in(0))
-            & runs.c.stop_requested.is_(None)
+            has_status(runs, RunStatus.RUNNING),
+            runs.c.deadline <= instant_in(0),
+            runs.c.stop_requested.is_(None),
         )
-        rows = self._connection.execute(_RUN.where(waiting | executing).limit(limit))
-        return [to_run(row) for row in rows]
+        return [
+            to_run(row)
+            for rule in (waiting, executing)
+            for row in self._connection.execute(_RUN.where(*rule).limit(limit))
+        ]
 
 
 def to_run(row: Row[Any]) -> Run:

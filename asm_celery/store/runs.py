@@ -13,13 +13,12 @@ from sqlalchemy import func, null, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from asm_celery.model import Run
-from asm_celery.states import OPEN, STOPPED_STATUS, RunStatus, StopKind, sources_of
+from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind, sources_of
 from asm_celery.store.run_queries import RunQueries, to_run
-from asm_celery.store.tables import instant_in, microseconds, runs, sessions
+from asm_celery.store.tables import instant_in, is_open, microseconds, runs, sessions
 
 _PENDING = RunStatus.PENDING.value
 _RUNNING = RunStatus.RUNNING.value
-_OPEN = [status.value for status in OPEN]
 _KIND_OF = {status: kind for kind, status in STOPPED_STATUS.items()}
 
 
@@ -65,7 +64,7 @@ class Runs(RunQueries):
             .select_from(other)
             .where(
                 other.c.session_id == runs.c.session_id,
-                other.c.status.in_(_OPEN),
+                is_open(other),
                 other.c.position < runs.c.position,
             )
             .scalar_subquery()
@@ -205,7 +204,7 @@ class Runs(RunQueries):
         """Lock the session's open runs in the order of their ids, and return them."""
         query = (
             select(runs)
-            .where(runs.c.session_id == session_id, runs.c.status.in_(_OPEN))
+            .where(runs.c.session_id == session_id, is_open(runs))
             .order_by(runs.c.run_id)
             .with_for_update()
         )

@@ -7,7 +7,7 @@ JSON is text made by `codec.encode`.  The CHECKs come from `states`.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -23,9 +23,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 from asm_celery.states import OPEN, RunStatus, SessionStatus, StopKind
@@ -77,6 +79,24 @@ def _words(column: str, words: Any) -> str:
 
 
 OPEN_SQL = _words("status", OPEN)
+
+
+def has_status(table: Any, *statuses: RunStatus) -> ColumnElement[bool]:
+    """Return ``status IN (...)`` with the words written out.
+
+    A partial index is used only where the planner can read its condition in the query, and it cannot read
+    a bound parameter.
+    """
+    words = [literal_column(f"'{one.value}'") for one in statuses]
+    # SQLite does not see that IN of one word is equality
+    said = table.c.status == words[0] if len(words) == 1 else table.c.status.in_(words)
+    return cast("ColumnElement[bool]", said)
+
+
+def is_open(table: Any) -> ColumnElement[bool]:
+    """Return the condition of the indexes on open runs."""
+    return has_status(table, *OPEN)
+
 
 metadata = MetaData()
 
@@ -166,7 +186,20 @@ runs = Table(
         postgresql_where=text("status = 'running'"),
         sqlite_where=text("status = 'running'"),
     ),
-    # the repair loop and the restore read the open runs in pages
+    # the repair pass asks every few seconds who is overdue
+    Index(
+        "runs_queue_deadline",
+        "queue_deadline",
+        postgresql_where=text("status = 'pending' AND queue_deadline IS NOT NULL"),
+        sqlite_where=text("status = 'pending' AND queue_deadline IS NOT NULL"),
+    ),
+    Index(
+        "runs_deadline",
+        "deadline",
+        postgresql_where=text("status = 'running' AND deadline IS NOT NULL"),
+        sqlite_where=text("status = 'running' AND deadline IS NOT NULL"),
+    ),
+    # the comparison and the restore read the open runs in pages
     Index("runs_open_id", "run_id", postgresql_where=text(OPEN_SQL), sqlite_where=text(OPEN_SQL)),
     postgresql_with={"fillfactor": 70},
 )

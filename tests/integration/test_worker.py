@@ -156,6 +156,22 @@ def test_a_terminated_worker_finishes_its_run_and_starts_no_other(
     assert [0, 1, 2] == [_ended(waiting, run_id).output for run_id in left]
 
 
+def test_a_terminated_prefork_worker_ends_after_its_grace(
+    asm: AgentSessions, start_worker: StartWorker, sqlite_env: dict[str, str]
+) -> None:
+    """Its children learn of it without a signal; what still runs is interrupted, and the worker ends."""
+    worker = start_worker(pool="prefork", concurrency=1, env={**sqlite_env, "ASM_SHUTDOWN_GRACE_S": "0.3"})
+    server = asm.start_session("sleeper")
+    run_id = server.submit_run(600)
+    _running(server, run_id)
+
+    worker.terminate()
+    worker.wait()
+
+    run = server.get_run(run_id)
+    assert (RunStatus.INTERRUPTED, "worker_shutdown") == (run.status, (run.error or {})["code"])
+
+
 def test_a_worker_consumes_the_queues_of_its_agents(
     asm: AgentSessions, start_worker: StartWorker, tmp_path: Path
 ) -> None:

@@ -229,6 +229,18 @@ def test_live_news_needs_no_read() -> None:
     assert Deliver(event=world.log[1]) == world.feed.next_step(world.now)
 
 
+def test_a_gap_is_read_at_once() -> None:
+    """A live message that does not follow shows that one was lost."""
+    world = caught_up([event(1)])
+    world.log += [event(2), event(3)]
+    world.commit(1)
+    world.commit(1)
+
+    world.hear(-1)
+
+    assert isinstance(world.feed.next_step(world.now), Read)
+
+
 def test_every_confirmation_of_the_channel_causes_a_read() -> None:
     """The client library reconnects silently: each confirmation may hide a loss."""
     world = caught_up([event(1)])

@@ -160,6 +160,22 @@ def upgrade() -> None:
         sqlite_where=sa.text("status IN ('pending', 'running')"),
     )
     op.create_index(
+        "runs_queue_deadline",
+        "runs",
+        ["queue_deadline"],
+        unique=False,
+        postgresql_where=sa.text("status = 'pending' AND queue_deadline IS NOT NULL"),
+        sqlite_where=sa.text("status = 'pending' AND queue_deadline IS NOT NULL"),
+    )
+    op.create_index(
+        "runs_deadline",
+        "runs",
+        ["deadline"],
+        unique=False,
+        postgresql_where=sa.text("status = 'running' AND deadline IS NOT NULL"),
+        sqlite_where=sa.text("status = 'running' AND deadline IS NOT NULL"),
+    )
+    op.create_index(
         "runs_open_id",
         "runs",
         ["run_id"],
