@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, Self
 
 from asm_celery import AgentSessions
 from asm_celery.cli.call import Call
 from asm_celery.cli.exits import Exit
+from asm_celery.cli.reach import warn_by
 from asm_celery.errors import AsmError, DependencyNotAvailable
 from workers import agents
 from workers.demo_play import Play
@@ -49,6 +50,7 @@ def run(call: Call, *, keep: bool) -> Exit:
     for name in list(os.environ):
         if name.startswith("ASM_") and not name.startswith("ASM_EMBEDDED_"):
             del os.environ[name]
+    warn_by(call)
     began = time.monotonic()
     with _Stop() as stop, _folder(keep=keep) as home:
         # a run that is stopped gets 3 s, and the worker waits no longer for it
@@ -129,7 +131,7 @@ class _Stop:
         self._before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
         self._last_resort: threading.Timer | None = None
 
-    def __enter__(self) -> _Stop:
+    def __enter__(self) -> Self:
         for number in _STOP_SIGNALS:
             signal.signal(number, self._note)
         return self

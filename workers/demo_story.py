@@ -66,8 +66,10 @@ def story() -> list[Part]:
             scenes=[
                 Scene(title="lines of each module", input=_shell(f"{_MODULES} | xargs wc -l")),
                 Scene(
-                    title="checksums",
-                    input=_shell(f'{_MODULES} | while read -r file; do cksum "$file"; done'),
+                    title="checksums of the scripts",
+                    input=_shell(
+                        'find asm_celery -name "*.lua" | sort | while read -r file; do cksum "$file"; done'
+                    ),
                 ),
                 Scene(
                     title="a file that is not there",
@@ -86,7 +88,7 @@ def story() -> list[Part]:
             slots=2,
             scenes=[
                 Scene(title=f"parse {folder}", input=_shell([sys.executable, "-c", _PARSE, folder]))
-                for folder in ("asm_celery", "tests", "workers")
+                for folder in ("asm_celery/moves", "asm_celery/worker", "workers")
             ],
         ),
         Part(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -16,16 +17,16 @@ from asm_celery.model import Event
 from asm_celery.states import EventType, RunStatus
 from workers.demo_play import Entry, Line
 
-_COLOURS = {
+_COLOURS: Final[Mapping[str, str]] = {
     RunStatus.COMPLETED: "green",
     RunStatus.FAILED: "red",
     RunStatus.CANCELLED: "yellow",
     RunStatus.INTERRUPTED: "yellow",
     RunStatus.TIMEOUT: "red",
 }
-_HEADS = ("session", "agent", "run", "waited", "ran", "status")
+_HEADS: Final = ("session", "agent", "run", "waited", "ran", "status")
 # A text without line ends is shown in pieces of this length.
-_PIECE = 100
+_PIECE: Final = 100
 
 
 class View(Protocol):
@@ -154,8 +155,8 @@ class _Table(_Silent):
     def event(self, line: Line, title: str, event: Event) -> None:
         """See `View`."""
         if said := _change(title, event):
-            status = event.data.get("status")
-            self._screen.print(Text(f"{line.part.name:<6} {said}", style=_COLOURS.get(status, "dim")))
+            colour = _COLOURS.get(str(event.data.get("status")), "dim")
+            self._screen.print(Text(f"{line.part.name:<6} {said}", style=colour))
 
     def refresh(self, lines: list[Line]) -> None:
         """See `View`."""

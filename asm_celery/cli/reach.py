@@ -12,10 +12,15 @@ from asm_celery.sessions import AgentSessions
 
 def config_of(call: Call) -> Config:
     """Return the settings: options first, then the environment; from now on warnings are talk."""
+    warn_by(call)
+    return Config(**call.settings)
+
+
+def warn_by(call: Call) -> None:
+    """Let the warnings of every library be talk."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines() if call.is_json else logging.Formatter("asm: %(message)s"))
     logging.getLogger().handlers = [handler]
-    return Config(**call.settings)
 
 
 def sessions_of(call: Call) -> AgentSessions:

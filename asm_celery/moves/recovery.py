@@ -7,7 +7,6 @@ observer's own monotonic clock; times of two machines are never compared.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,7 +59,6 @@ class Recovery:
         self._silence = Silence(lease_s=config.lease_s, look_s=config.repair_s)
         self._observer = new_id("obs")
         self._orphans: set[str] = set()
-        self._compared_at = 0.0
         self._is_enrolled = False
 
     def beat(self, executor: str, held: dict[str, int], *, worker: str = "") -> Beat:
@@ -120,8 +118,8 @@ class Recovery:
     def repair(self) -> float:
         """Look once for what is silent, unanswered, forgotten or overdue, and mend it.
 
-        Two or three scripts and two reads when nothing is wrong; every `ring_s` also a comparison of all
-        open runs with Redis, in pages.
+        Three scripts, one command and two reads when nothing is wrong; every `ring_s` one process also
+        compares all open runs with Redis, in pages.
 
         Returns:
             Seconds until the next look, at most `repair_s`.
@@ -132,8 +130,7 @@ class Recovery:
         rung = self._promoter.queue.ring()
         self._promoter.ring_for([*rung.repeated, *rung.granted])
         self._stop_overdue()
-        if time.monotonic() - self._compared_at >= self._config.ring_s:
-            self._compared_at = time.monotonic()
+        if self._promoter.queue.may_compare(hold_s=self._config.ring_s):
             self._restore.compare()
         return min(self._config.repair_s, rung.due_ms / 1000)
 

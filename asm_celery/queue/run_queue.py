@@ -172,6 +172,14 @@ class RunQueue:
         """Open the gate after a restore, then promote; the word is open or lost."""
         return self._granted("open_gate", restorer)
 
+    def may_compare(self, *, hold_s: float) -> bool:
+        """Take the turn at comparing SQL with Redis; False: another process did within `hold_s` seconds.
+
+        It only spares work: a comparison made twice does no harm.
+        """
+        with reaching(self._url):
+            return bool(self._client.set(f"{self._root}comparing", 1, nx=True, px=round(hold_s * 1000)))
+
     def known(self) -> set[str]:
         """Return the ids of all runs Redis knows; reads in pieces, so it is not one moment's picture."""
         with reaching(self._url):

@@ -87,7 +87,7 @@ def has_status(table: Any, *statuses: RunStatus) -> ColumnElement[bool]:
     A partial index is used only where the planner can read its condition in the query, and it cannot read
     a bound parameter.
     """
-    words = [literal_column(f"'{one.value}'") for one in statuses]
+    words: list[ColumnElement[str]] = [literal_column(f"'{one.value}'") for one in statuses]
     # SQLite does not see that IN of one word is equality
     said = table.c.status == words[0] if len(words) == 1 else table.c.status.in_(words)
     return cast("ColumnElement[bool]", said)

@@ -105,8 +105,10 @@ class World:
             self.feed.failed(self.now)
 
     def settle(self) -> None:
-        """Commit everything, let time pass, and do all that the feed asks for."""
+        """Commit everything, let reads come and time pass, and do all that the feed asks for."""
         self.commit(len(self.log))
+        while self.flying:
+            self.land(0)
         self.now += 60
         for _ in range(10 * len(self.log) + 10):
             if not self.step() and not self.flying:

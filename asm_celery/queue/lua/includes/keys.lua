@@ -21,6 +21,7 @@
 --   retired      zset    workers that take no more, by when that is forgotten (ms)
 --   callers:runs, callers:sessions  zset  slots acquired by callers, by their end (ms)
 --   callers:of   hash    caller's run -> its session
+--   restoring    string  who restores from SQL now;  comparing: that a comparison with SQL was made just now
 local root = KEYS[1]
 local GATE, SETTINGS, TURN, KNOWN = root .. 'gate', root .. 'settings', root .. 'turn', root .. 'known'
 local LEASES, ACTIVE, DISPATCHED = root .. 'leases', root .. 'active', root .. 'dispatched'
