@@ -61,5 +61,9 @@ def decode(text: str | None) -> Any:
 
 
 def digest(text: str) -> str:
-    """Return a short stable fingerprint of JSON text (compare inputs under one idempotency key)."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """Return a short stable fingerprint of JSON text (compare inputs under one idempotency key).
+
+    Equal values have equal fingerprints: the order of an object's keys means nothing.
+    """
+    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

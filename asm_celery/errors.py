@@ -49,13 +49,12 @@ from typing import Any, Final
 
 from asm_celery.codes import CODES, category, is_code
 
-
 __all__ = [
+    "CODES",
     "AgentNotFound",
     "AlreadyExists",
     "AsmError",
     "AwaitTimeout",
-    "CODES",
     "CancelTimeout",
     "CapabilityNotSupported",
     "CoordinationUnavailable",

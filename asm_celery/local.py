@@ -46,10 +46,11 @@ class LocalParts:
         self._worker = InProcessWorker(app, self._concurrency)
         self._worker.start()
 
-    def stop(self) -> None:
-        """Stop the worker, then the server."""
-        try:
-            if self._worker is not None:
-                self._worker.stop()
-        finally:
-            self._server.stop()
+    def stop_worker(self) -> None:
+        """Take no more runs, wait for those that execute, end the worker."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def stop_server(self) -> None:
+        """End the server, unless another process started it."""
+        self._server.stop()

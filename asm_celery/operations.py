@@ -40,11 +40,11 @@ class ControlOperations:
 
     def interrupt(self, run_id: str, *, by: str = "operator") -> StopReceipt:
         """Ask for a run to end `interrupted`; idempotent.  Raises RunNotFound."""
-        return self._runtime_of().control.request_stop(run_id, StopKind.INTERRUPT, by=by)
+        return self._runtime_of().stopper.request(run_id, StopKind.INTERRUPT, by=by)
 
     def cancel(self, run_id: str, *, by: str = "operator") -> StopReceipt:
         """Ask for a run to end `cancelled`; idempotent.  Raises RunNotFound."""
-        return self._runtime_of().control.request_stop(run_id, StopKind.CANCEL, by=by)
+        return self._runtime_of().stopper.request(run_id, StopKind.CANCEL, by=by)
 
     def pause(self, run_id: str) -> StopReceipt:
         """Pause a run; raises CapabilityNotSupported unless its agent declares ``pause``."""

@@ -265,7 +265,9 @@ class SessionServer:
         and the event as first stored is returned in its place.
 
         Raises:
-            ValidationError: not an event, or of another session; nothing is written.
+            ValidationError, InvalidEventType: not an event, of another session, or a word of the runtime's.
+            AlreadyExists: the id of an event of another session.
+            RunNotFound, InvalidOperation: its run is not of this session, or has ended.
             SessionNotFound: the session was deleted.
         """
         return self.runtime.submission.append_events(self._session, list(events))
@@ -306,7 +308,7 @@ class SessionServer:
 
     def _stop(self, run_id: str, kind: StopKind, wait: bool, timeout: float | None) -> StopReceipt:
         check_seconds(timeout, what="timeout")
-        receipt = self.runtime.control.request_stop(run_id, kind, session_id=self.session_id)
+        receipt = self.runtime.stopper.request(run_id, kind, session_id=self.session_id)
         if not wait or receipt.status.is_terminal:
             return receipt
         run = self._ended(run_id, timeout)

@@ -84,7 +84,7 @@ class AgentSessions:
         try:
             made = cls(Config(**{**settings, **parts.settings}))
         except BaseException:
-            parts.stop()
+            parts.stop_server()
             raise
         made._local = parts
         atexit.register(made.close)
@@ -236,13 +236,18 @@ class AgentSessions:
     def close(self) -> None:
         """Stop the threads, connections and whatever `local` started; a later use connects anew."""
         with self._lock:
-            if self._local is not None and self._pid in (0, os.getpid()):
-                local, self._local = self._local, None
-                local.stop()
-                atexit.unregister(self.close)
-            if self._built is not None and self._pid == os.getpid():
-                self._built.close()
-                self._built = None
+            local, self._local = self._local, None
+            is_here = self._pid in (0, os.getpid())
+            try:
+                if local is not None and is_here:
+                    local.stop_worker()
+                if self._built is not None and is_here:
+                    self._built.close()
+                    self._built = None
+            finally:
+                if local is not None and is_here:
+                    local.stop_server()
+                    atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self

@@ -166,8 +166,8 @@ def check_event_type(event_type: object, *, from_agent: bool = False) -> str:
         )
     if from_agent and event_type.startswith(_RESERVED):
         raise InvalidEventType(
-            f"an agent cannot emit {event_type!r}: the words run_* and session_* are written by the "
-            "runtime, once each; emit a word of your own",
+            f"{event_type!r} is not yours to write: the words run_* and session_* are the runtime's, once "
+            "each; use a word of your own",
             details={"value": event_type},
         )
     return str(event_type)

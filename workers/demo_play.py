@@ -33,7 +33,7 @@ class Line:
         titles: what each of its runs does, by run id, in order.
         running: since when.
         seen: how many events of the first run came.
-        last: the newest piece of output.
+        last: the newest line of output.
     """
 
     part: Part
@@ -166,7 +166,9 @@ def _take(line: Line, event: Event) -> None:
             line.waiting.remove(run_id)
         line.ended.append(run_id)
     elif event.type == EventType.MESSAGE_STREAMED:
-        line.last = str(event.data.get("content", ""))
+        # a stream comes word by word: what is shown is the line so far
+        begun = line.last if not line.last.endswith("\n") else ""
+        line.last = "".join((begun + str(event.data.get("content", ""))).splitlines(keepends=True)[-1:])
 
 
 def _stored(server: SessionServer) -> Iterator[Event]:

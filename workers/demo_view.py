@@ -26,7 +26,7 @@ _COLOURS: Final[Mapping[str, str]] = {
 }
 _HEADS: Final = ("session", "agent", "run", "waited", "ran", "status")
 # A text without line ends is shown in pieces of this length.
-_PIECE: Final = 100
+_PIECE: Final = 80
 
 
 class View(Protocol):
@@ -120,7 +120,7 @@ class _Lines(_Silent):
         """See `View`."""
         name = line.part.name
         if event.type == EventType.MESSAGE_STREAMED:
-            *whole, begun = (self._begun.get(name, "") + line.last).split("\n")
+            *whole, begun = (self._begun.get(name, "") + str(event.data.get("content", ""))).split("\n")
             if len(begun) >= _PIECE:
                 whole, begun = [*whole, begun], ""
             self._begun[name] = begun
@@ -168,7 +168,7 @@ class _Table(_Silent):
                 f"{line.titles[run_id]} {between(since, None)}" for run_id, since in line.running.items()
             )
             ended = f"{len(line.ended)} of {len(line.titles)}"
-            cells = [line.part.name, running, str(len(line.waiting)), ended, plain(line.last)]
+            cells = [line.part.name, running, str(len(line.waiting)), ended, plain(line.last)[-_PIECE:]]
             table.add_row(*map(Text, cells))
         self._live.update(table, refresh=True)
 

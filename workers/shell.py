@@ -1,84 +1,18 @@
-"""`ShellAgent`: a real command as an agent, streamed line by line, with nothing left behind.
-
-The command gets a session and process group of its own.  When the agent is left - the command ended, a stop
-was asked for, its time was up, this code failed - nothing of that group is alive.
-"""
+"""`ShellAgent`: a real command as an agent, streamed line by line, with nothing left behind."""
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import os
-import selectors
 import signal
-import subprocess
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import Any, Final
 
 from asm_celery.errors import InvalidInput, of_code
 from asm_celery.worker.context import RunContext
+from workers.process_group import LADDER, Command, ProcessGroup
 
-# How a command is asked to end: a signal to its whole group, and the seconds it has to obey.
-LADDER: Final[Sequence[tuple[signal.Signals, float]]] = (
-    (signal.SIGINT, 2.0),
-    (signal.SIGTERM, 2.0),
-    (signal.SIGKILL, 1.0),
-)
 TAIL_CHARACTERS: Final = 16_384
-# A line longer than this is streamed in pieces: one event has a limit.
-LINE_CHARACTERS: Final = 16_384
-_CHUNK: Final = 65_536
-_LOOK_S: Final = 0.05
-# What a killed group had written is still in the pipe; a process that left the group may hold it open.
-_DRAIN_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What to run.
-
-    Attributes:
-        argv: the program and its arguments.
-        cwd: the folder to run in; None for the worker's.
-        env: variables added to the worker's, whose own settings (ASM_*) are not passed on.
-        timeout: seconds it may take; None for no limit but the run's.
-    """
-
-    argv: list[str]
-    cwd: str | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    timeout: float | None = None
-
-    @classmethod
-    def of_input(cls, given: Any) -> Command:
-        """Read a run's input: a line for ``/bin/sh``, or a map of command (line or list), cwd, env, timeout.
-
-        Raises:
-            InvalidInput: anything else; says which field and what it must be.
-        """
-        fields = {"command": given} if isinstance(given, str) else given
-        if not isinstance(fields, dict) or not fields.keys() <= {"command", "cwd", "env", "timeout"}:
-            raise InvalidInput("shell takes a command line, or a map of command, cwd, env and timeout")
-        command, cwd, env, timeout = (fields.get(name) for name in ("command", "cwd", "env", "timeout"))
-        if isinstance(command, str) and command.strip():
-            argv = ["/bin/sh", "-c", command]
-        elif isinstance(command, list) and command and all(isinstance(part, str) for part in command):
-            argv = command
-        else:
-            raise InvalidInput(f"command must be a line or a list of strings, got {command!r:.80}")
-        if cwd is not None and not (isinstance(cwd, str) and Path(cwd).is_dir()):
-            raise InvalidInput(f"cwd must be a folder of the worker, got {cwd!r:.200}")
-        if env is not None and not (
-            isinstance(env, dict) and all(isinstance(value, str) for value in env.values())
-        ):
-            raise InvalidInput("env must be a map of strings")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
-            raise InvalidInput(f"timeout must be a number of seconds, got {timeout!r:.80}")
-        return cls(argv=argv, cwd=cwd, env=env or {}, timeout=timeout)
 
 
 class ShellAgent:
@@ -100,10 +34,10 @@ class ShellAgent:
             AsmError: ``command_failed`` with the exit code in its details, or ``command_timeout``.
             StopRun: a stop was asked for; the command was led down the ladder first.
         """
-        command = Command.of_input(given)
+        command = command_of(given)
         began = time.monotonic()
         tail = ""
-        with _Group(command, self._ladder) as group:
+        with ProcessGroup(command, self._ladder) as group:
             ctx.on_stop(group.stop)
             for line in group.lines():
                 tail = (tail + line)[-TAIL_CHARACTERS:]
@@ -125,148 +59,28 @@ class ShellAgent:
         return result
 
 
-class _Group:
-    """A command and every process it starts that stays in its group."""
+def command_of(given: Any) -> Command:
+    """Read a run's input: a line for ``/bin/sh``, or a map of command (line or list), cwd, env, timeout.
 
-    def __init__(self, command: Command, ladder: Sequence[tuple[signal.Signals, float]]) -> None:
-        self.is_overdue = False
-        self.exit_code: int | None = None
-        self._ladder = ladder
-        self._due_at = None if command.timeout is None else time.monotonic() + command.timeout
-        # Guards the moment the leader is reaped: until then its id, which is the group's, is nobody else's.
-        self._lock = threading.Lock()
-        self._is_stopping = False
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
-        try:
-            with _interruptible():
-                self._process = subprocess.Popen(
-                    command.argv,
-                    cwd=command.cwd,
-                    env={**inherited, **command.env},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except (OSError, ValueError) as cause:
-            raise InvalidInput(f"{command.argv[0]!r} cannot be started: {cause}") from cause
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill what is left of the group and reap its leader."""
-        with self._lock:
-            self._signal(signal.SIGKILL)
-            code = self._process.wait()
-            # as a shell says it: 128 + the signal that ended it
-            self.exit_code = code if code >= 0 else 128 - code
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def stop(self) -> None:
-        """Lead the group down the ladder; returns when the command has ended.  Safe to repeat."""
-        with self._lock:
-            if self._is_stopping:
-                return
-            self._is_stopping = True
-        for number, patience in self._ladder:
-            with self._lock:
-                if self.exit_code is not None:
-                    return
-                self._signal(number)
-            until = time.monotonic() + patience
-            while time.monotonic() < until:
-                if self._has_ended():
-                    return
-                time.sleep(_LOOK_S)
-
-    def lines(self) -> Iterator[str]:
-        """Yield the output as it comes, line by line, until the command ends; then what is left of it."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        begun = ""
-        for chunk in self._chunks():
-            *complete, begun = (begun + decoder.decode(chunk)).split("\n")
-            for line in complete:
-                yield from _pieces(f"{line}\n")
-            if len(begun) > LINE_CHARACTERS:
-                yield from _pieces(begun)
-                begun = ""
-        yield from _pieces(begun + decoder.decode(b"", final=True))
-
-    def _chunks(self) -> Iterator[bytes]:
-        pipe: IO[bytes] | None = self._process.stdout
-        if pipe is None:
-            return
-        os.set_blocking(pipe.fileno(), False)
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            last_look = None
-            while True:
-                if selector.select(_LOOK_S):
-                    chunk = os.read(pipe.fileno(), _CHUNK)
-                    if not chunk:
-                        break
-                    yield chunk
-                elif last_look is not None:
-                    break
-                self._check_time()
-                if last_look is None and self._has_ended():
-                    # its children in the background end with it; they would hold the pipe open
-                    self._kill_rest()
-                    last_look = time.monotonic() + _DRAIN_S
-                if last_look is not None and time.monotonic() > last_look:
-                    break
-        while not self._has_ended():
-            # it closed its output and goes on
-            self._check_time()
-            time.sleep(_LOOK_S)
-
-    def _check_time(self) -> None:
-        if self._due_at is not None and time.monotonic() >= self._due_at and not self.is_overdue:
-            self.is_overdue = True
-            threading.Thread(target=self.stop, name="asm-shell-timeout", daemon=True).start()
-
-    def _has_ended(self) -> bool:
-        """Say whether the leader has ended; it is not reaped, so that the group keeps its id."""
-        with self._lock:
-            if self.exit_code is not None:
-                return True
-            with contextlib.suppress(ChildProcessError):
-                flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-                return os.waitid(os.P_PID, self._process.pid, flags) is not None
-            return True
-
-    def _kill_rest(self) -> None:
-        with self._lock:
-            self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.exit_code is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a command started in the block hear SIGINT.
-
-    Celery's prefork children ignore it, and what is ignored stays so in a started program, while what is
-    handled is reset there.  Only the main thread may change it; a prefork child's agents run there.
+    Raises:
+        InvalidInput: anything else; says which field and what it must be.
     """
-    if (
-        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        or threading.current_thread() is not threading.main_thread()
+    fields = {"command": given} if isinstance(given, str) else given
+    if not isinstance(fields, dict) or not fields.keys() <= {"command", "cwd", "env", "timeout"}:
+        raise InvalidInput("shell takes a command line, or a map of command, cwd, env and timeout")
+    command, cwd, env, timeout = (fields.get(name) for name in ("command", "cwd", "env", "timeout"))
+    if isinstance(command, str) and command.strip():
+        argv = ["/bin/sh", "-c", command]
+    elif isinstance(command, list) and command and all(isinstance(part, str) for part in command):
+        argv = command
+    else:
+        raise InvalidInput(f"command must be a line or a list of strings, got {command!r:.80}")
+    if cwd is not None and not (isinstance(cwd, str) and Path(cwd).is_dir()):
+        raise InvalidInput(f"cwd must be a folder of the worker, got {cwd!r:.200}")
+    if env is not None and not (
+        isinstance(env, dict) and all(isinstance(value, str) for value in env.values())
     ):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _pieces(line: str) -> Iterator[str]:
-    for at in range(0, len(line), LINE_CHARACTERS):
-        yield line[at : at + LINE_CHARACTERS]
+        raise InvalidInput("env must be a map of strings")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+        raise InvalidInput(f"timeout must be a number of seconds, got {timeout!r:.80}")
+    return Command(argv=argv, cwd=cwd, env=env or {}, timeout=timeout)

@@ -10,6 +10,7 @@ from asm_celery.errors import (
     AlreadyExists,
     InvalidOperation,
     QueueFull,
+    RunNotFound,
     SessionBusy,
     SessionDraining,
     ValidationError,
@@ -56,6 +57,7 @@ class SubmitOptions:
 
 
 def refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:
+    """Raise AlreadyExists for a stored event of another session: event ids are global."""
     for event in stored.values():
         if event.session_id != session_id:
             raise AlreadyExists(
@@ -65,7 +67,29 @@ def refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:
             )
 
 
+def refuse_ended(tx: LogTransaction, session_id: str, run_ids: set[str]) -> None:
+    """Refuse events of runs that have ended: a run's terminal event is its last one.
+
+    Under the lock of the counter row, which a run's end takes too, so none ends between this and the insert.
+    """
+    known = {run.run_id: run for run in tx.runs.get_many(run_ids)} if run_ids else {}
+    for run_id in sorted(run_ids):
+        run = known.get(run_id)
+        if run is None or run.session_id != session_id:
+            raise RunNotFound(
+                f"session {session_id!r} has no run {run_id!r}: leave run_id out for an event of the session",
+                details={"run_id": run_id, "session_id": session_id},
+            )
+        if run.is_terminal:
+            raise InvalidOperation(
+                f"run {run_id} has ended {run.status} and takes no more events: leave run_id out for an event "
+                "of the session",
+                details={"run_id": run_id, "status": run.status.value},
+            )
+
+
 def refuse_closed(session_id: str, state: SessionStatus) -> None:
+    """Raise InvalidOperation or SessionDraining for a session that accepts no runs."""
     if state is SessionStatus.COMPLETED:
         raise InvalidOperation(
             f"session {session_id!r} is completed and accepts no runs: start another session",
@@ -79,6 +103,7 @@ def refuse_closed(session_id: str, state: SessionStatus) -> None:
 
 
 def refuse_full(tx: LogTransaction, session: Session, on_busy: str, stops: Stops) -> None:
+    """Raise QueueFull or SessionBusy when there is no room; the counter row is locked, so the count holds."""
     # runs on their way out do not keep the one that replaces them from waiting
     depth = tx.runs.count_open(session.session_id) - len(stops.told)
     if depth and on_busy == "reject":

@@ -1,34 +1,22 @@
-"""Control of runs and sessions: each request is a durable fact before anything else happens."""
+"""Control of sessions: pause, resume, close, complete, interrupt, delete.  Runs are stopped by `stopping`."""
 
 from __future__ import annotations
 
 from asm_celery.errors import InvalidOperation, SessionNotFound
 from asm_celery.events.log import EventLog
-from asm_celery.model import Event, Session, StopReceipt
+from asm_celery.model import Event, Session
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.stopping import Stopper
-from asm_celery.states import SESSION_EVENT, SESSION_MOVES, SessionStatus, StopKind, check_session_move
+from asm_celery.states import SESSION_EVENT, SESSION_MOVES, SessionStatus, check_session_move
 
 
 class Control:
-    """Stop runs; pause, resume, close and complete sessions."""
+    """The moves of a session's state."""
 
     def __init__(self, log: EventLog, promoter: Promoter, stopper: Stopper) -> None:
         self._log = log
         self._promoter = promoter
         self._stopper = stopper
-
-    def request_stop(
-        self,
-        run_id: str,
-        kind: StopKind,
-        *,
-        reason: str | None = None,
-        by: str = "caller",
-        session_id: str | None = None,
-    ) -> StopReceipt:
-        """Ask for a run to stop; see `Stopper.request`."""
-        return self._stopper.request(run_id, kind, reason=reason, by=by, session_id=session_id)
 
     def move_session(self, session_id: str, target: SessionStatus) -> Session:
         """Move a session: pause, resume, close its admission, complete it.

@@ -27,6 +27,8 @@ class Outcome:
 
 
 def columns_of(outcome: Outcome, config: Config) -> dict[str, Any]:
+    """Return the columns of a run's end; raises InvalidInput for an output that is not JSON or too large."""
+
     def text(value: Any, what: str) -> str:
         return encode(value, what=what, max_bytes=max(config.max_output_bytes, 1 << 20))
 
@@ -40,6 +42,7 @@ def columns_of(outcome: Outcome, config: Config) -> dict[str, Any]:
 
 
 def told_of(run: Run, values: dict[str, Any]) -> dict[str, object]:
+    """Return the data of a run's terminal event."""
     told: dict[str, object] = {"reason": run.stop_reason}
     if run.error is not None:
         told |= {
@@ -55,6 +58,7 @@ def told_of(run: Run, values: dict[str, Any]) -> dict[str, object]:
 
 
 def requeued_event(run: Run, outcome: Outcome, delay_s: float) -> Event:
+    """Return the event that tells that an attempt was given back and when it is due."""
     error = outcome.error or {}
     data = {
         "attempt": run.attempt,

@@ -71,7 +71,7 @@ class Recovery:
             held: the runs it executes, with the claim number of each.
 
         Raises:
-            StorageError, CoordinationUnavailable: both stores were tried; the first trouble is raised.
+            StorageError: SQL is away, so nothing is known of stops; Redis was told all the same.
         """
         try:
             with self._log.transaction() as tx:
@@ -82,8 +82,12 @@ class Recovery:
             raise
         mine = {run_id: claim for run_id, claim in held.items() if _owns(running, run_id, claim)}
         self._end_orphans(running.keys() - held.keys())
-        words = self._promoter.queue.renew(executor, mine)
-        self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
+        try:
+            words = self._promoter.queue.renew(executor, mine)
+            self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
+        except CoordinationUnavailable as cause:
+            # the beat in SQL vouches for these runs, and their stops must be heard all the same
+            log.debug("beats reach SQL only: %s", cause.message)
         stops = {run_id: stop for run_id in mine if (stop := running[run_id].stop) is not None}
         return Beat(stops=stops, lost=set(held) - set(mine))
 

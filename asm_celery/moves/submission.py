@@ -24,11 +24,17 @@ from asm_celery.errors import (
 )
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
-from asm_celery.moves.admission import SubmitOptions, refuse_closed, refuse_foreign, refuse_full
+from asm_celery.moves.admission import (
+    SubmitOptions,
+    refuse_closed,
+    refuse_ended,
+    refuse_foreign,
+    refuse_full,
+)
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
-from asm_celery.states import EventType
+from asm_celery.states import EventType, check_event_type
 from asm_celery.store.sessions import AgentTerms, Counter
 
 log = logging.getLogger(__name__)
@@ -149,6 +155,7 @@ class Submission:
                     f"{event!r:.80} is not an Event of session {session.session_id!r}: make it with Event.new",
                     details={"session_id": session.session_id},
                 )
+            check_event_type(event.type, from_agent=True)
             encode(event.data, what="event data", max_bytes=self._config.max_event_bytes)
         if not events:
             return []
@@ -159,6 +166,7 @@ class Submission:
             stored = tx.events.by_ids([event.event_id for event in events])
             refuse_foreign(session.session_id, stored)
             fresh = list({event.event_id: event for event in events if event.event_id not in stored}.values())
+            refuse_ended(tx, session.session_id, {event.run_id for event in fresh if event.run_id})
             stored |= {event.event_id: event for event in tx.append(session.session_id, fresh) or []}
         return [stored[event.event_id] for event in events]
 

@@ -102,7 +102,7 @@ class RunQueue:
     def give_back(
         self, run_id: str, claim: int, executor: str, line: Line, entries: Iterable[Entry], *, verdict: str
     ) -> Granted:
-        """Return a begun lease and record what SQL says; `verdict` is keep, forget or lacking."""
+        """Return a begun lease and record what SQL says; `verdict` is keep or lacking."""
         return self._granted("give_back", run_id, claim, executor, verdict, *_line(line), *_flat(entries))
 
     def finish(self, run_id: str) -> Granted:

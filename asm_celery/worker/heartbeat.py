@@ -19,8 +19,8 @@ from typing import Final
 from asm_celery.config import Config
 from asm_celery.errors import AsmError
 from asm_celery.events.hub import Hub
-from asm_celery.moves.control import Control
 from asm_celery.moves.recovery import Recovery
+from asm_celery.moves.stopping import Stopper
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import LOST, SHUTDOWN, Attempts
 
@@ -52,7 +52,7 @@ class Heartbeat:
         queues: Sequence[str],
         config: Config,
         recovery: Recovery,
-        control: Control,
+        stopper: Stopper,
         hub: Hub,
         attempts: Attempts,
         is_retiring: Callable[[], bool],
@@ -64,7 +64,7 @@ class Heartbeat:
         self._queues = list(queues)
         self._config = config
         self._recovery = recovery
-        self._control = control
+        self._stopper = stopper
         self._hub = hub
         self._attempts = attempts
         self._is_retiring = is_retiring
@@ -121,7 +121,7 @@ class Heartbeat:
         for attempt in self._attempts.overdue():
             # asked again in a beat, should this one fail
             attempt.deadline = time.monotonic() + self._config.beat_s
-            receipt = self._control.request_stop(
+            receipt = self._stopper.request(
                 attempt.run_id, StopKind.TIMEOUT, reason="run_timeout", by="executor"
             )
             if receipt.kind is not None:

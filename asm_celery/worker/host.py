@@ -90,7 +90,7 @@ class ExecutorHost:
             queues=queues,
             config=config,
             recovery=runtime.recovery,
-            control=runtime.control,
+            stopper=runtime.stopper,
             hub=runtime.hub,
             attempts=attempts,
             is_retiring=is_retiring,

@@ -152,19 +152,21 @@ def append(
 def wait_for(asm: AgentSessions, *, runs: list[list[str]], threads: int, tasks: int) -> list[list[Any]]:
     """Await runs, given as [session id, run id], from threads and asyncio tasks at once.
 
-    Answers a first line when all are waiting, and at the end [run id, output, wall clock] of each.
+    Says a line when all are about to wait; answers [run id, last sequence, wall clock] of each.
     """
+    waiting = Countdown(threads + tasks)
 
     def in_thread(number: int) -> list[Any]:
         session_id, run_id = runs[number % len(runs)]
-        result = asm.attach(session_id).await_run(run_id, timeout=60)
-        return [run_id, result.output, time.time()]
+        server = asm.attach(session_id)
+        waiting.one()
+        return [run_id, server.await_run(run_id).last_sequence, time.time()]
 
     async def in_task(sessions: AsyncAgentSessions, number: int) -> list[Any]:
         session_id, run_id = runs[number % len(runs)]
         server = await sessions.attach(session_id)
-        result = await server.await_run(run_id, timeout=60)
-        return [run_id, result.output, time.time()]
+        waiting.one()
+        return [run_id, (await server.await_run(run_id)).last_sequence, time.time()]
 
     async def all_tasks() -> list[list[Any]]:
         async with AsyncAgentSessions(asm.config) as sessions:
@@ -172,9 +174,29 @@ def wait_for(asm: AgentSessions, *, runs: list[list[str]], threads: int, tasks: 
 
     with ThreadPoolExecutor(threads + 1) as pool:
         in_loop = pool.submit(lambda: asyncio.run(all_tasks()))
-        told = [pool.submit(in_thread, number) for number in range(threads)]
+        in_threads = [pool.submit(in_thread, number) for number in range(threads)]
+        waiting.all()
         _say("waiting")
-        return [one.result() for one in told] + in_loop.result()
+        return [one.result() for one in in_threads] + in_loop.result()
+
+
+class Countdown:
+    """Counts until all have said so."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._changed = threading.Condition()
+
+    def one(self) -> None:
+        """Say that one is there."""
+        with self._changed:
+            self._left -= 1
+            self._changed.notify_all()
+
+    def all(self) -> None:
+        """Wait until all are there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left <= 0, timeout=60)
 
 
 def follow(asm: AgentSessions, *, session_id: str, subscribers: int) -> None:

@@ -143,6 +143,24 @@ def test_a_caller_cannot_write_the_runtimes_words(asm: AgentSessions) -> None:
     assert [1, 2, 3] == sequences(server)
 
 
+def test_a_run_that_has_ended_takes_no_more_events(asm: AgentSessions) -> None:
+    """A terminal event is its run's last one; what was stored before may be repeated."""
+    server, other = asm.start_session("echo"), asm.start_session("echo")
+    run_id, foreign = server.submit_run("x"), other.submit_run("y")
+    early, late = message(server, run_id=run_id), message(server, run_id=run_id)
+    (stored,) = server.append_events([early])
+    server.cancel_run(run_id)
+
+    with pytest.raises(errors.InvalidOperation, match="has ended cancelled"):
+        server.append_events([early, late])
+    with pytest.raises(errors.RunNotFound):
+        server.append_events([message(server, run_id=foreign)])
+
+    assert [stored] == server.append_events([early])
+    assert 5 == server.get_run(run_id).last_sequence
+    assert [1, 2, 3, 4, 5] == sequences(server)
+
+
 def test_events_for_a_deleted_session_are_refused(asm: AgentSessions) -> None:
     """An append to a session that is not there any more raises SessionNotFound (ST-18)."""
     server = asm.start_session("echo")

@@ -187,7 +187,7 @@ def test_a_late_success_after_a_stop_request_is_partial_output(
     session = world.session()
     run_id = world.submit(session)
     claim = world.start()
-    receipt = world.runtime.control.request_stop(run_id, kind)
+    receipt = world.runtime.stopper.request(run_id, kind)
 
     run = world.finish(claim, output="partial")
 
@@ -205,9 +205,9 @@ def test_the_first_stop_request_decides(world: World) -> None:
     session = world.session()
     run_id = world.submit(session)
     world.start()
-    control = world.runtime.control
+    stopper = world.runtime.stopper
 
-    receipts = [control.request_stop(run_id, kind) for kind in (StopKind.INTERRUPT, StopKind.CANCEL)]
+    receipts = [stopper.request(run_id, kind) for kind in (StopKind.INTERRUPT, StopKind.CANCEL)]
 
     assert [StopKind.INTERRUPT, StopKind.INTERRUPT] == [receipt.kind for receipt in receipts]
     assert 1 == world.types(session, run_id).count("run_stop_requested")
@@ -218,7 +218,7 @@ def test_a_requested_stop_forbids_another_attempt(world: World) -> None:
     session = world.session()
     run_id = world.submit(session, max_attempts=5)
     claim = world.start()
-    world.runtime.control.request_stop(run_id, StopKind.CANCEL)
+    world.runtime.stopper.request(run_id, StopKind.CANCEL)
 
     run = world.finish(claim, RunStatus.FAILED, error={"code": "agent_error", "message": "boom"})
 

@@ -392,7 +392,7 @@ def test_a_stopped_run_ends_as_asked_and_keeps_what_it_had(
         description="the agent has begun",
     )
 
-    lite.runtime.control.request_stop(run_id, kind)
+    lite.runtime.stopper.request(run_id, kind)
 
     run = lite.ended(server, run_id)
     expected = RunStatus.CANCELLED if kind is StopKind.CANCEL else RunStatus.INTERRUPTED

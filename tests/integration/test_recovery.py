@@ -220,7 +220,7 @@ def test_a_beat_tells_of_stops_and_of_lost_claims(world: World) -> None:
     session = world.session(max_concurrent_runs=2)
     stopped, lost = world.submit(session), world.submit(session)
     claims = {claim.run.run_id: claim.number for claim in (world.start(), world.start())}
-    world.runtime.control.request_stop(stopped, StopKind.CANCEL)
+    world.runtime.stopper.request(stopped, StopKind.CANCEL)
     world.runtime.coordinator.lose(lost, 1, message="taken for dead")
 
     beat = world.runtime.recovery.beat("executor", claims)

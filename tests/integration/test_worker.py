@@ -135,6 +135,21 @@ def test_a_terminated_child_stores_the_end_of_its_run_first(
     assert "was silent" not in worker.log
 
 
+def test_a_cancelled_command_hears_the_first_rung_in_a_prefork_worker(
+    asm: AgentSessions, start_worker: StartWorker
+) -> None:
+    """Celery's children ignore SIGINT; the commands they start do not inherit that."""
+    start_worker(pool="prefork", concurrency=1)
+    server = asm.start_session("shell")
+    run_id = server.submit_run("trap 'echo bye; exit 0' INT; echo begun; while :; do sleep 0.05; done")
+    _wait_until_streamed(server, run_id)
+
+    server.cancel_run(run_id, wait=True, timeout=20)
+
+    run = server.get_run(run_id)
+    assert (RunStatus.CANCELLED, "begun\nbye\n") == (run.status, run.output)
+
+
 def test_a_terminated_worker_finishes_its_run_and_starts_no_other(
     asm: AgentSessions, start_worker: StartWorker
 ) -> None:

@@ -161,7 +161,7 @@ class Protocol:
             seen.add(session)
             told, label = Told(run, PENDING, 0, "", False, state.lines[session]), f"{self.names[run]} is submitted"
             after = state._replace(rows=put(state.rows, run, Row(PENDING)))
-            if self.spec.late:
+            if len(state.letters) < self.spec.late:
                 yield Step(label, after._replace(letters=state.letters | {("enqueue", told)}), True)
             else:
                 answer = self.arbiter.enqueue(state.redis, (told,))

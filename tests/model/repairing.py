@@ -28,7 +28,9 @@ class RepairedProtocol(Protocol):
                     yield from self._take_over(state, process)
                 yield from self._begin_restore(state, process)
                 continue
-            if where[0] == "taken":
+            if where[0] == "judged":
+                yield self._take(state, process)
+            elif where[0] == "taken":
                 yield self._resolve(state, process)
             elif where[0] == "record":
                 answer = self.arbiter.enqueue(state.redis, where[1])
@@ -74,17 +76,22 @@ class RepairedProtocol(Protocol):
                 continue
             assert lease.executor is not None and lease.claim is not None
             holder = self.processes.index(lease.executor)
-            run, label = self.arbiter.run_of(name), f"{name} #{lease.claim} of {lease.executor} is taken over"
+            run = self.arbiter.run_of(name)
             is_silent = state.doing[holder] == DEAD or (
-                holder >= self.spec.executors and state.doing[holder][:2] not in (("taken", run), ("back", run), ("end", run))
+                holder >= self.spec.executors and state.doing[holder][:2] not in [(word, run) for word in ("taken", "back", "end")]
             )
             struck = state if is_silent else spend(state, "suspect")
             if struck is not None:
-                answer = self.arbiter.take_over(
-                    state.redis, run, lease.claim, lease.executor, self.processes[process]
-                )
-                after = self.at(struck, process, ("taken", run, lease.claim, holder))
-                yield Step(label, after._replace(redis=answer.redis), not is_silent)
+                after = self.at(struck, process, ("judged", run, lease.claim, holder))
+                yield Step(f"{name} #{lease.claim} of {lease.executor} is judged dead", after, not is_silent)
+
+    def _take(self, state: State, process: int) -> Step:
+        _, run, claim, holder = state.doing[process]
+        names = (self.processes[holder], self.processes[process])
+        answer = self.arbiter.take_over(state.redis, run, claim, *names)
+        where = ("taken", run, claim, holder) if answer.word == "taken" else IDLE
+        label = f"{self.names[run]} #{claim} of {names[0]} is {answer.word}"
+        return Step(label, self.at(state, process, where)._replace(redis=answer.redis))
 
     def _resolve(self, state: State, process: int) -> Step:
         _, run, claim, holder = state.doing[process]

@@ -24,7 +24,7 @@ class Spec:
         limit: of runs, for all sessions together; None: none.
         max_sessions: with work in flight; None: none.
         executors, repairers: how many processes; every executor announces `room` runs.
-        late: a client may tell Redis of its commit at any later time; False: at once.
+        late: how many commits of clients may at one time be known to SQL and not yet to Redis.
         chances: how often each of CHANCES may strike; all others never do.
         together: how often all of them together may.
         without: names of guards and repairs in the model of SQL and of the moves that are left out.
@@ -38,7 +38,7 @@ class Spec:
     repairers: int = 1
     room: int = 1
     max_attempts: int = 1
-    late: bool = True
+    late: int = 99
     chances: Mapping[str, int] = field(default_factory=dict)
     together: int = 99
     without: frozenset[str] = frozenset()

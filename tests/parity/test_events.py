@@ -49,9 +49,7 @@ def test_an_event_type_is_a_word(odd: Any) -> None:
 def test_a_new_event_has_an_id_and_a_time() -> None:
     """EV-2: generated, unique, or as given; data and metadata are empty objects; no number yet."""
     one, two = Event.new("note", "s"), Event.new("note", "s")
-    given = Event.new(
-        "note", "s", event_id="mine", run_id="r", data={"a": 1}, metadata={"b": 2}, sequence=9
-    )
+    given = Event.new("note", "s", event_id="mine", run_id="r", data={"a": 1}, metadata={"b": 2}, sequence=9)
 
     assert one.event_id != two.event_id
     assert one.event_id.startswith("evt_")

@@ -101,9 +101,7 @@ def test_a_second_stop_gets_the_receipt_of_the_first(desk: Desk) -> None:
 
     first, again, other = server.cancel_run(run_id), server.cancel_run(run_id), server.interrupt_run(run_id)
 
-    expected = StopReceipt(
-        run_id=run_id, state="requested", status=RunStatus.RUNNING, kind=StopKind.CANCEL
-    )
+    expected = StopReceipt(run_id=run_id, state="requested", status=RunStatus.RUNNING, kind=StopKind.CANCEL)
     assert [expected] * 3 == [first, again, other]
     assert 1 == len(all_events(server, type="run_stop_requested"))
     desk.gates.open("x")
@@ -202,7 +200,9 @@ def test_an_interrupted_run_keeps_what_it_had(desk: Desk) -> None:
     server = desk.start("talking")
     desk.work()
     run_id = server.submit_run(1)
-    wait_until(lambda: 2 == len(all_events(server, type="message_streamed")), description="both words are stored")
+    wait_until(
+        lambda: 2 == len(all_events(server, type="message_streamed")), description="both words are stored"
+    )
 
     server.interrupt_run(run_id)
 

@@ -18,6 +18,7 @@ from asm_celery.moves.coordinator import Claim, Outcome
 from asm_celery.states import RunStatus, SessionStatus
 from asm_celery.store.schema import VERSION_TABLE, migrate
 from tests.parity.desk import Desk, all_events
+from tests.waiting import wait_until
 
 
 def notes(server: SessionServer, count: int, **values: Any) -> list[Event]:
@@ -272,9 +273,9 @@ def test_closing_lets_waiting_readers_go(desk: Desk) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(server.get_events, 2, wait_timeout=60)
-        while not server._runtime_of().hub._channels:
-            pass
-        server._runtime_of().close()
+        runtime = server._runtime_of()
+        wait_until(lambda: runtime.hub._channels, description="the reader listens")
+        runtime.close()
 
         assert [] == waiting.result(20)
 

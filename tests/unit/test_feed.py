@@ -134,23 +134,21 @@ def event(sequence: int, kind: str = "message_streamed", run_id: str | None = RU
 
 @st.composite
 def logs(draw: st.DrawFn) -> list[Event]:
-    """Sessions of two runs of which one may end, and which may close."""
-    made: list[Event] = []
-    is_open = True
-    for kind in draw(st.lists(st.sampled_from(["word", "tool", "other", "end"]), min_size=1, max_size=40)):
-        run_id = RUN if is_open and kind != "other" else "run_b"
-        if kind == "end" and is_open:
-            made.append(event(len(made) + 1, "run_completed"))
-            is_open = False
-        else:
-            made.append(event(len(made) + 1, "tool" if kind == "tool" else "word", run_id))
+    """Sessions of two runs which may end, and which may close."""
+    made = [event(1, "word", None)]
+    going = [RUN, "run_b"]
+    for kind in draw(st.lists(st.sampled_from(["word", "tool", "run_completed"]), max_size=40)):
+        run_id = draw(st.sampled_from(going)) if going else None
+        made.append(event(len(made) + 1, kind if run_id else "word", run_id))
+        if run_id and kind == "run_completed":
+            going.remove(run_id)
     if draw(st.booleans()):
         made.append(event(len(made) + 1, "session_completed", None))
     return made
 
 
 MOVES: dict[str, Callable[[World, int], object]] = {
-    "commit": World.commit,
+    "commit": lambda world, number: world.commit(1 + number % 3),
     "hear": World.hear,
     "hear_bare": World.hear_bare,
     "step": World.step,
@@ -187,7 +185,9 @@ def test_any_interleaving_delivers_each_event_once_in_order(
 
     assert world.expected == world.delivered
     endings = [
-        one.sequence for one in log if one.type == ("run_completed" if run_id else "session_completed")
+        one.sequence
+        for one in log
+        if (one.type, one.run_id) in {("run_completed", run_id), ("session_completed", run_id)}
     ]
     if endings and endings[0] >= from_sequence:
         assert isinstance(world.feed.next_step(world.now), End)
@@ -215,6 +215,7 @@ def test_a_full_buffer_takes_no_more_and_the_rest_is_read() -> None:
     while isinstance(world.feed.next_step(world.now), Deliver):
         held += 1
     assert held == CONFIG.subscriber_buffer
+    assert isinstance(world.feed.next_step(world.now), Read)
 
     world.settle()
     assert list(range(12, 102)) == [one.sequence for one in world.delivered]
@@ -338,6 +339,32 @@ def test_a_type_filter_does_not_hide_the_end() -> None:
     assert End() == world.feed.next_step(world.now)
 
 
+def test_an_end_behind_a_gap_waits_for_what_is_missing() -> None:
+    """The terminal event may be heard before its forerunners; they come first."""
+    world = caught_up([event(1)], run_id=RUN)
+    world.log += [event(2), event(3, "run_completed")]
+    world.commit(1)
+    world.commit(1)
+
+    world.hear(-1)
+
+    assert not world.feed.ended
+    world.settle()
+    assert [2, 3] == [one.sequence for one in world.delivered]
+    assert world.feed.ended
+
+
+def test_the_end_of_another_run_ends_nothing() -> None:
+    """A run's feed ends with its own run."""
+    world = caught_up([event(1)], run_id=RUN)
+    world.log.append(event(2, "run_completed", "run_b"))
+    world.commit(1)
+
+    world.hear(-1)
+
+    assert not world.feed.ended
+
+
 def test_an_outage_is_told_after_a_while_and_then_again() -> None:
     """Reads are repeated quietly for twice the connect timeout; then each such span is told once."""
     world = World(log=[event(1)])
@@ -365,6 +392,17 @@ def test_closing_drops_what_is_held_and_wakes() -> None:
 
     assert world.wakes == wakes + 1
     assert world.feed.closed
+    assert End() == world.feed.next_step(world.now)
+
+
+def test_a_page_that_comes_after_closing_is_dropped() -> None:
+    """`close` may come while a read is under way."""
+    world = World(log=[event(1)])
+    world.step()
+    world.feed.close()
+
+    world.land(0)
+
     assert End() == world.feed.next_step(world.now)
 
 

@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 @dataclass
 class Collaborators:
-    """Recovery, control and hub in one, made by hand."""
+    """Recovery, stopper and hub in one, made by hand."""
 
     answer: Beat = field(default_factory=Beat)
     said: list[tuple[Any, ...]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Collaborators:
         self._say("repair")
         return 60.0
 
-    def request_stop(self, run_id: str, kind: StopKind, *, reason: str, by: str) -> StopReceipt:
+    def request(self, run_id: str, kind: StopKind, *, reason: str, by: str) -> StopReceipt:
         self._say("request_stop", run_id, kind, reason, by)
         return StopReceipt(run_id=run_id, state="requested", status=RunStatus.RUNNING, kind=self.decided)
 
@@ -78,7 +78,7 @@ class Beating:
             queues=["asm"],
             config=Config(**{"beat_s": 0.05, "lease_s": 1, "repair_s": 0.05, **settings}),
             recovery=collaborators,
-            control=collaborators,
+            stopper=collaborators,
             hub=collaborators,
             attempts=self.attempts,
             is_retiring=lambda: self.is_retiring,

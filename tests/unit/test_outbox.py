@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from asm_celery.errors import InvalidEventType, LeaseLost, StopRun, StorageConnectionFailed, StorageError
 from tests.unit.attempts import held
 from tests.waiting import wait_until
@@ -74,12 +76,9 @@ def test_a_lost_claim_stops_the_attempt() -> None:
 
         wait_until(lambda: it.attempt.is_lost, description="the attempt knows that it is lost")
 
-        try:
+        with pytest.raises(StopRun) as raised:
             it.context.emit("second")
-        except StopRun as stop:
-            assert "lost" == stop.kind
-        else:
-            raise AssertionError("a lost attempt may not emit")
+        assert "lost" == raised.value.kind
 
 
 def test_events_the_database_refuses_fail_the_attempt_and_not_the_writer() -> None:

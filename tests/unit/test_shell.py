@@ -15,7 +15,8 @@ import pytest
 from asm_celery.errors import AsmError, InvalidInput, StopRun
 from tests.unit.attempts import Held, held
 from tests.waiting import wait_until
-from workers.shell import LADDER, ShellAgent
+from workers.process_group import LADDER
+from workers.shell import ShellAgent
 
 QUICK = tuple((number, 0.3) for number, _ in LADDER)
 
