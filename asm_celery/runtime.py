@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from functools import cached_property
 
 from asm_celery.agent import AgentRegistry
@@ -56,7 +57,7 @@ class Runtime:
     @cached_property
     def log(self) -> EventLog:
         """The event log, which publishes."""
-        return EventLog(self.store, Bus(connect(self.config), self.config.keys))
+        return EventLog(self.store, Bus.of(self.config))
 
     @cached_property
     def hub(self) -> Hub:
@@ -111,11 +112,11 @@ class Runtime:
         for name in ("hub", "limiter", "store"):
             if name in built:
                 built[name].close()
+        if "log" in built:
+            self.log.bus.close()
 
     def _count_subscribers(self, counts: dict[str, int]) -> None:
         hold_s = max(self.config.lease_s, 3 * self.config.beat_s)
-        try:
-            for session_id, count in counts.items():
-                self.queue.count_subscribers(session_id, self.process, count, hold_s=hold_s)
-        except CoordinationUnavailable:
-            pass  # the counts run out by themselves and come back with Redis
+        # counts run out by themselves, and come back with Redis
+        with suppress(CoordinationUnavailable):
+            self.queue.count_subscribers(self.process, counts, hold_s=hold_s)

@@ -134,7 +134,8 @@ class SessionServer:
             RunNotFound: this session has no such run.
         """
         check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
-        run_end = 0 if run_id is None else self.get_run(run_id).last_sequence
+        types = check_types(type)
+        end = self.closing_sequence() if run_id is None else self.get_run(run_id).last_sequence
         runtime = self.runtime
         return Subscription(
             runtime.hub,
@@ -143,8 +144,8 @@ class SessionServer:
             self.session_id,
             from_sequence=from_sequence,
             run_id=run_id,
-            types=check_types(type),
-            run_end=run_end,
+            types=types,
+            run_end=end,
         )
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -175,6 +176,13 @@ class SessionServer:
                     why = self.runtime.inspection.why_waiting(report)
                     raise drain_timeout(report, timeout or 0.0, why)
                 endings.get(LOOK_AGAIN_S if left is None else min(left, LOOK_AGAIN_S))
+
+    def closing_sequence(self) -> int:
+        """Return the sequence of the session's closing event, 0 while it is not completed."""
+        with self.runtime.store.read() as tx:
+            counter = tx.sessions.counter(self.session_id)
+        is_closed = counter is not None and counter.state is SessionStatus.COMPLETED
+        return counter.last_sequence if counter is not None and is_closed else 0
 
     def begin_drain(self, *, accept: bool) -> int:
         """Close admission unless `accept`; return the sequence behind which endings are to be watched."""

@@ -106,7 +106,7 @@ def _folder(*, keep: bool) -> Iterator[Path]:
     is_ours = not parent.exists()
     try:
         parent.mkdir(exist_ok=True)
-        home = Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+        home = Path(tempfile.mkdtemp(prefix=f"demo-{os.getpid()}-", dir=parent))
     except OSError as cause:
         raise DependencyNotAvailable(f"the demo needs to write into its checkout: {cause}") from cause
     try:

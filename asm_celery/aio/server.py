@@ -78,7 +78,7 @@ class AsyncSessionServer:
         check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
         types = check_types(type)
         if run_id is None:
-            return self._subscription(from_sequence, None, types, 0)
+            return self._subscription(from_sequence, None, types, self._server.closing_sequence)
         check_run_id(run_id)
         return self._subscription(
             from_sequence, run_id, types, lambda: self._server.get_run(run_id).last_sequence
@@ -187,7 +187,9 @@ class AsyncSessionServer:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(terminal))
 
-        forget = self._server.runtime.hub.wait_for(run_id, self.session_id, on_end)
+        # it may ring the hub's own channel, and Redis may hang
+        hub = self._server.runtime.hub
+        forget = await asyncio.to_thread(hub.wait_for, run_id, self.session_id, on_end)
         try:
             return await asyncio.wait_for(ended, timeout)
         except TimeoutError:

@@ -185,9 +185,16 @@ class RunQueue:
         with reaching(self._url):
             return {_text(run_id) for run_id in self._client.sscan_iter(f"{self._root}known", count=1000)}
 
-    def count_subscribers(self, session_id: str, process: str, count: int, *, hold_s: float) -> int:
-        """Say how many subscribers this process has of a session; returns the sum over all processes."""
-        return int(self._call("subscribers", session_id, process, count, round(hold_s * 1000))[0])
+    def count_subscribers(self, process: str, counts: Mapping[str, int], *, hold_s: float) -> None:
+        """Say how many subscribers this process has of each session (0: none any more).
+
+        One round trip for all of them, in which each session is a script of its own.
+        """
+        with reaching(self._url), self._client.pipeline(transaction=False) as pipeline:
+            for session_id, count in counts.items():
+                arguments = (session_id, process, count, round(hold_s * 1000))
+                self._scripts["subscribers"](keys=[self._root], args=arguments, client=pipeline)
+            pipeline.execute()
 
     def subscribers(self, session_id: str) -> int:
         """Return how many subscribers all processes together have of a session."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -62,21 +61,22 @@ def sessions(settings: Config) -> Iterator[AgentSessions]:
 
 
 @pytest.fixture(scope="module")
-def worker(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedProcess]:
-    """A worker started by ``asm worker``."""
+def worker(settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A worker started by ``asm worker``, which became Celery's own process: SIGTERM is its warm shutdown."""
     log = tmp_path_factory.mktemp("worker") / "log"
     # fmt: off
     process = WatchedProcess(
         ["env", "-C", ROOT, *PROGRAM, "--namespace", settings.namespace,
          "worker", "--pool", "threads", "--concurrency", "4", "--", "--without-mingle"],
-        log=log, env=Command(environment(settings).copy() | {"ASM_NAMESPACE": "overridden"}).env, grace_s=20,
+        log=log, env=Command({**environment(settings), "ASM_NAMESPACE": "overridden"}).env, grace_s=20,
     )
     # fmt: on
     try:
         wait_until(lambda: " ready." in log.read_text(), description="the worker is ready", timeout=40)
-        yield process
+        yield
     finally:
         process.stop()
+    assert "Warm shutdown" in log.read_text()
 
 
 @pytest.fixture
@@ -120,14 +120,14 @@ def test_help_lists_the_exit_codes_and_needs_no_library() -> None:
     assert not imported & {"celery", "kombu", "sqlalchemy", "alembic", "redis", "pydantic", "rich", "asyncio"}
 
 
-def test_submit_waits_and_prints_the_output(asm: Command, worker: Any) -> None:
+def test_submit_waits_and_prints_the_output(asm: Command, worker: None) -> None:
     """Text from stdin comes back as text, nothing else is on stdout, and the exit code is 0."""
     answer = asm("submit", "echo", "-", "--wait", given="good morning")
 
     assert (0, "good morning\n") == (answer.code, answer.out)
 
 
-def test_submit_accepts_and_tail_follows_to_the_end(asm: Command, here: Here, worker: Any) -> None:
+def test_submit_accepts_and_tail_follows_to_the_end(asm: Command, here: Here, worker: None) -> None:
     """Without --wait the run's id is the answer; tail then prints each event once and ends with the run."""
     accepted = asm("--json", "submit", "echo", '{"n": 1}', "--json-input", "--session", "chat", "--key", "k1")
     again = here("submit", "echo", '{"n": 1}', "--json-input", "--session", "chat", "--key", "k1")
@@ -149,7 +149,7 @@ def test_submit_accepts_and_tail_follows_to_the_end(asm: Command, here: Here, wo
     assert "run_completed" in ends.out
 
 
-def test_a_failed_run_is_exit_code_1(here: Here, worker: Any) -> None:
+def test_a_failed_run_is_exit_code_1(here: Here, worker: None) -> None:
     """The run is the answer, and the error on stderr carries the run's own code."""
     answer = here("submit", "fail", "no such luck", "--wait", "--json")
 
@@ -162,7 +162,7 @@ def test_a_failed_run_is_exit_code_1(here: Here, worker: Any) -> None:
 
 
 def test_cancel_and_interrupt_end_runs_whose_submitter_exits_with_3(
-    asm: Command, sessions: AgentSessions, worker: Any
+    asm: Command, sessions: AgentSessions, worker: None
 ) -> None:
     """Both wait for the end when asked to; whoever waits for the run learns it by exit code 3."""
     line = sessions.start_session("sleeper", session_id="stops")
@@ -185,7 +185,7 @@ def test_cancel_and_interrupt_end_runs_whose_submitter_exits_with_3(
     assert (3, "interrupted") == (waited.code, waited.object["status"])
 
 
-def test_the_first_ctrl_c_interrupts_the_run(asm: Command, sessions: AgentSessions, worker: Any) -> None:
+def test_the_first_ctrl_c_interrupts_the_run(asm: Command, sessions: AgentSessions, worker: None) -> None:
     """A submitter that waits ends its run, and says how it ended."""
     line = sessions.start_session("sleeper", session_id="ctrl-c")
     submitter = asm.start("submit", "sleeper", "60", "--json-input", "--session", "ctrl-c", "--wait")
@@ -198,7 +198,7 @@ def test_the_first_ctrl_c_interrupts_the_run(asm: Command, sessions: AgentSessio
 
 
 def test_the_second_ctrl_c_leaves_the_run_to_end_by_itself(
-    asm: Command, sessions: AgentSessions, worker: Any
+    asm: Command, sessions: AgentSessions, worker: None
 ) -> None:
     """The first request stands; only the waiting ends, with 130."""
     line = sessions.start_session("shell", session_id="twice")
@@ -217,7 +217,7 @@ def test_the_second_ctrl_c_leaves_the_run_to_end_by_itself(
     wait_until(lambda: line.get_run(run_id).is_terminal, description="the run ends by itself")
 
 
-def test_the_life_of_a_session(asm: Command, here: Here, sessions: AgentSessions, worker: Any) -> None:
+def test_the_life_of_a_session(asm: Command, here: Here, sessions: AgentSessions, worker: None) -> None:
     """Pause, refuse, time out, resume, drain, complete and delete, each with its answer and exit code."""
     line = sessions.start_session("echo", session_id="life")
 
@@ -257,7 +257,7 @@ def test_the_life_of_a_session(asm: Command, here: Here, sessions: AgentSessions
 
 
 def test_status_reports_sessions_the_limiter_and_runs(
-    asm: Command, here: Here, sessions: AgentSessions, settings: Config, worker: Any
+    asm: Command, here: Here, sessions: AgentSessions, settings: Config, worker: None
 ) -> None:
     """A page of sessions ends with the limiter; a session's report and a run are asked for by id."""
     line = sessions.start_session("sleeper", session_id="seen", max_concurrent_runs=2)
@@ -285,7 +285,7 @@ def test_status_reports_sessions_the_limiter_and_runs(
     assert ("run", "running", "sleeper") == tuple(ran.object[name] for name in ("object", "status", "agent"))
 
 
-def test_doctor_finds_all_well(asm: Command, worker: Any) -> None:
+def test_doctor_finds_all_well(asm: Command, worker: None) -> None:
     """With a worker, a migrated database and a warm Redis every check is ok."""
     answer = asm("doctor", "--json")
 
@@ -352,11 +352,3 @@ def test_each_refusal_has_its_exit_code_and_one_line(here: Here, arguments: list
     assert text.err.startswith("asm: ")
     assert 1 == text.err.count("\n")
     assert ("error", code) == (told.error["object"], told.error["exit_code"])
-
-
-def test_worker_ends_warmly(worker: WatchedProcess) -> None:
-    """SIGTERM reaches Celery itself, because ``asm worker`` became it."""
-    worker.stop()
-
-    assert worker.has_ended
-    assert "Warm shutdown" in worker.log.read_text()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asm_celery import AgentSessions
+from asm_celery import AgentSessions, errors
+from asm_celery.config import Config
 from tests.acceptance.conftest import Gate, StartWorker
 from tests.acceptance.elsewhere import Elsewhere, together
 from tests.acceptance.ledger import Ledger
@@ -14,30 +15,47 @@ from tests.waiting import wait_until
 RUNS = 12
 
 
-@pytest.mark.parametrize("slots", [1, 2])
 def test_two_processes_never_double_the_slots(
-    asm: AgentSessions, env: dict[str, str], worker: StartWorker, ledger: Ledger, slots: int
+    asm: AgentSessions, env: dict[str, str], worker: StartWorker, ledger: Ledger
 ) -> None:
-    """Both submit at once to one session, and two workers of four children have room for all of it."""
+    """Both submit at once to sessions of 1 and 2 slots, and two workers of four have room for all of it."""
     workers = [worker(pool=pool, concurrency=4, lease_s=10.0) for pool in ("prefork", "threads")]
-    server = asm.start_session("work", session_id="chat-42", max_concurrent_runs=slots)
-    attached = asm.start_session("work", session_id="chat-42", if_exists="attach", max_concurrent_runs=9)
-    assert slots == attached.status().max_concurrent_runs
-    inputs = [0.02] * RUNS
+    servers = {slots: asm.start_session("work", max_concurrent_runs=slots) for slots in (1, 2)}
     submitters = [
-        Elsewhere("submit", env, session_id="chat-42", inputs=inputs, threads=4) for _ in range(2)
+        Elsewhere("submit", env, session_id=server.session_id, inputs=[0.02] * RUNS, threads=2)
+        for server in servers.values()
+        for _ in range(2)
     ]
 
-    answers = [answer for part in together(submitters) for answer in part]
+    answers = [answer["run_id"] for part in together(submitters) for answer in part]
 
-    server.drain()
-    events = server.get_events(limit=1000)
-    assert [] == anomalies(events, slots=slots)
-    assert {answer["run_id"] for answer in answers} == {run.run_id for run in server.list_runs()}
-    assert 2 * RUNS == len(ledger.entered())
-    assert ledger.most_at_once() <= slots
-    assert slots == most_running(events)
+    for slots, server in servers.items():
+        server.drain()
+        events = server.get_events(limit=1000)
+        assert [] == anomalies(events, slots=slots)
+        assert slots == most_running(events)
+        assert ledger.most_at_once(server.session_id) <= slots
+    assert sorted(answers) == sorted(run.run_id for one in servers.values() for run in one.list_runs())
+    assert 4 * RUNS == len(ledger.entered())
     assert not any(one.has_ended for one in workers)
+
+
+def test_attaching_keeps_the_stored_settings(asm: AgentSessions, config: Config) -> None:
+    """Whatever a second process says of slots and bound, the session's own hold; another agent is refused."""
+    asm.start_session("work", session_id="chat-42", max_concurrent_runs=2, max_queued_runs=7)
+
+    with AgentSessions(config) as other:
+        attached = other.start_session(
+            "work", session_id="chat-42", if_exists="attach", max_concurrent_runs=9, max_queued_runs=0
+        )
+        with pytest.raises(errors.AlreadyExists):
+            other.start_session("work", session_id="chat-42")
+        with pytest.raises(errors.InvalidOperation, match="belongs to agent 'work'"):
+            other.start_session("echo", session_id="chat-42", if_exists="attach")
+
+        report = attached.status()
+        assert (2, 7) == (report.max_concurrent_runs, report.max_queued_runs)
+        assert report == other.attach("chat-42").status() == asm.attach("chat-42").status()
 
 
 def test_both_processes_see_the_same_status_and_count_all_subscribers(

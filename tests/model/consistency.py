@@ -53,6 +53,9 @@ def _inconsistencies(facts: Facts) -> Iterator[str]:
         if members != leased:
             yield f"{label} has {sorted(members)}, leased are {sorted(leased)}"
     for name, run in runs.items():
+        if not run.session or run.claims < 0:
+            yield f"run:{name} is half written"
+            return
         if (run.state == "waiting") != (run.claim is None):
             yield f"{name} is {run.state} under claim {run.claim}"
         if (run.state == "begun") != (run.executor is not None):
@@ -79,8 +82,9 @@ def _misplaced(facts: Facts, session: str) -> Iterator[str]:
     first = [facts.runs[name] for name in line[: int(about["slots"])]]
     waiting = [run for run in first if run.state == "waiting" and about["state"] not in ("paused", "completed")]
     standing = [name for name, members in _lines(facts).items() if session in members]
-    if standing != [about["line"]] * bool(about["line"]):
-        yield f"{session} stands in {standing}, and is said to stand in {about['line']!r}"
+    said = about.get("line", "")
+    if standing != [said] * bool(said):
+        yield f"{session} stands in {standing}, and is said to stand in {said!r}"
     is_ready = any(not run.waits for run in waiting)
     delayed = facts.keys.get("delayed", {}).get(session)
     if is_ready and not standing and delayed != "0":

@@ -267,6 +267,8 @@ class Protocol:
             broken = f"{self.names[run]} starts while {before} runs before it are open"
         elif started.attempt > self.spec.max_attempts:
             broken = f"{self.names[run]} is entered {started.attempt} times"
+        elif row.status != PENDING:
+            broken = f"{self.names[run]} starts although it is {row.status}"
         elif not guards["claim.state"]:
             broken = f"{self.names[run]} starts in a paused session"
         label = f"{name} claims {self.names[run]} #{claim}"

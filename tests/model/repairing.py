@@ -129,8 +129,7 @@ class RepairedProtocol(Protocol):
                     row._replace(claims=row.claims + 1) if row is not None and row.status == PENDING else row
                     for row in rows
                 )
-            wanted = (PENDING, RUNNING) if status == PENDING and "restore.all" not in self.spec.without else (status,)
-            chosen = [run for run, row in enumerate(rows) if row is not None and row.status in wanted]
+            chosen = [run for run, row in enumerate(rows) if row is not None and row.status == status]
             after = state._replace(rows=rows)
             where = ("restore", "write", status, known, found.union(chosen), self.read(after, chosen))
             yield Step(f"the restore reads what is {status}", self.at(after, process, where))

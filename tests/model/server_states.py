@@ -239,9 +239,9 @@ def _facts(items: list[list[str]]) -> Facts:
             keys[name] = dict(zip(rest[::2], rest[1::2], strict=True))
     runs = {
         name.removeprefix("run:"): Known(
-            session=fields["session"],
-            state=fields["state"],
-            claims=int(fields["claims"]),
+            session=fields.get("session", ""),
+            state=fields.get("state", ""),
+            claims=int(fields.get("claims", -1)),
             claim=int(fields["claim"]) if "claim" in fields else None,
             executor=fields.get("executor"),
             waits=fields.get("not_before", "0") != "0",
