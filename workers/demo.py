@@ -7,6 +7,7 @@ Ctrl-C included, nothing it started is left: no process, no file.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -146,6 +147,7 @@ class _Stop:
         """End this process after so long, whatever keeps it: its server then ends by itself."""
 
         def leave() -> None:
+            faulthandler.dump_traceback()
             shutil.rmtree(home, ignore_errors=True)
             os._exit(Exit.FAILED if self.code is None else self.code)
 

@@ -226,15 +226,18 @@ class Coordinator:
         place: dict[str, Any],
     ) -> Run | None:
         values = columns_of(outcome, self._config)
-        delay_s = self._backoff(run.attempt)
-        if outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts:
-            again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, **place)
+        is_handed_back = outcome.status is RunStatus.PENDING
+        if is_handed_back or (outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts):
+            delay_s = 0.0 if is_handed_back else self._backoff(run.attempt)
+            again = tx.runs.requeue(
+                run.run_id, claim, delay_s=delay_s, counts=not is_handed_back, **place
+            )
             if again is not None:
                 tx.append(run.session_id, [*events, requeued_event(again, outcome, delay_s)])
                 return again
-        stopped = outcome.status in STOPPED_STATUS.values() and outcome.error is None
+        was_asked = outcome.status in STOPPED_STATUS.values() and outcome.error is None
         ended = None
-        if not stopped:
+        if not was_asked and not is_handed_back:
             ended = tx.runs.finish(run.run_id, claim, outcome.status, **place, **values)
         if ended is None:
             # a stop was asked for: the run ends as asked, and what came late is partial output
@@ -242,7 +245,7 @@ class Coordinator:
             if asked is None or asked.stop_requested is None:
                 return None
             status = STOPPED_STATUS[asked.stop_requested]
-            if asked.stop_reason in ("run_timeout",):
+            if asked.stop_reason == "run_timeout":
                 error = {"code": "run_timeout", "message": f"the run took longer than {run.run_timeout:g} s"}
                 values["error"] = encode(error, what="the error", max_bytes=1 << 20)
             elif status is not RunStatus.TIMEOUT:

@@ -16,7 +16,13 @@ _SMALL_OUTPUT: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended, as its executor saw it; `error` is {code, message, details}."""
+    """How an attempt ended, as its executor saw it.
+
+    Attributes:
+        status: `completed`, `failed`, a stopped status, or `pending`: handed back before it ended, because
+            its process must go, without using up an attempt.
+        error: {code, message, details}.
+    """
 
     status: RunStatus
     output: Any = None

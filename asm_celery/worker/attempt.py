@@ -30,6 +30,7 @@ class Attempt:
         run_id, number: the run and the claim number it is executed under.
         claim: the claim, once there is one.
         deadline: on this process's monotonic clock; None without a `run_timeout`.
+        is_rung_again: True when a further doorbell of the same claim came meanwhile.
     """
 
     def __init__(self, run_id: str, number: int) -> None:
@@ -37,6 +38,7 @@ class Attempt:
         self.number = number
         self.claim: Claim | None = None
         self.deadline: float | None = None
+        self.is_rung_again = False
         self._kind: str | None = None
         self._is_lost = False
         self._has_ended = False
@@ -143,6 +145,7 @@ class Attempts:
         with self._lock:
             earlier = self._by_run.get(run_id)
             if earlier is not None and earlier.number >= number:
+                earlier.is_rung_again |= earlier.number == number
                 return None
             attempt = self._by_run[run_id] = Attempt(run_id, number)
         if earlier is not None:
@@ -155,11 +158,12 @@ class Attempts:
         if attempt.deadline is not None:
             self.wake()
 
-    def leave(self, attempt: Attempt) -> None:
-        """Forget the attempt."""
+    def leave(self, attempt: Attempt) -> bool:
+        """Forget the attempt; True when a further doorbell of its claim was turned away meanwhile."""
         with self._lock:
             if self._by_run.get(attempt.run_id) is attempt:
                 del self._by_run[attempt.run_id]
+            return attempt.is_rung_again
 
     def all(self) -> list[Attempt]:
         """Return the attempts that are here now, also those just being claimed."""

@@ -76,17 +76,26 @@ class Executor:
         runs out and recovery decides; a run whose agent was entered is never entered again under the
         same claim.
         """
+        while self._answer(run_id, number):
+            # a refused claim is given back before it is left here, so its next doorbell may have come too
+            # early and been turned away: it is answered now, not when it is rung again
+            log.debug("run=%s claim=%s was refused and rung for again", run_id, number)
+
+    def _answer(self, run_id: str, number: int) -> bool:
+        """Answer once; True when the claim was refused and its doorbell rang again meanwhile."""
         attempt = self._attempts.enter(run_id, number)
         if attempt is None:
             log.debug("spare doorbell for run=%s claim=%s: it is here", run_id, number)
-            return
+            return False
+        claim = None
         try:
             claim = self._claim(run_id, number)
             if claim is not None:
                 self._execute(attempt, claim)
         finally:
             attempt.end()
-            self._attempts.leave(attempt)
+            is_rung_again = self._attempts.leave(attempt)
+        return claim is None and is_rung_again
 
     def _claim(self, run_id: str, number: int) -> Claim | None:
         try:
@@ -114,7 +123,9 @@ class Executor:
         if attempt.is_lost:
             _dropped(claim)
         else:
-            outcome = judge(claim.run, ending, attempt, tally, self._config)
+            # user code of a run with one attempt is entered once, unless its agent says it may be again
+            may_return = claim.run.max_attempts > 1 or (spec is not None and spec.resumable)
+            outcome = judge(ending, attempt, tally, self._config, may_return=may_return)
             self._finish(claim, outcome, left, LAST_PATIENCE_S if is_last else STORE_PATIENCE_S)
         if is_last:
             raise ending.error if isinstance(ending.error, SystemExit) else SystemExit(1)

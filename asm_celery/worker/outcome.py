@@ -9,7 +9,6 @@ from typing import Any, Final
 from asm_celery.codec import decode, encode
 from asm_celery.config import Config
 from asm_celery.errors import AsmError, InvalidInput
-from asm_celery.model import Run
 from asm_celery.moves.outcome import Outcome
 from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind
 from asm_celery.worker.attempt import SHUTDOWN, Attempt
@@ -27,15 +26,20 @@ class Ending:
     error: BaseException | None = None
 
 
-def judge(run: Run, ending: Ending, attempt: Attempt, tally: Tally, config: Config) -> Outcome:
+def judge(
+    ending: Ending, attempt: Attempt, tally: Tally, config: Config, *, may_return: bool
+) -> Outcome:
     """Return what the run becomes.
+
+    Args:
+        may_return: True if the run may be entered again, should its process have to go.
 
     A stop that was asked for decides, whatever the agent did about it; what it had produced is kept as
     output.  Else an exception means `failed`, and a value `completed`, if it is JSON of bounded size.
     """
     kind = attempt.stop_kind
     if kind == SHUTDOWN:
-        return _shut_down(run, tally, _kept(ending, tally, config))
+        return _shut_down(tally, _kept(ending, tally, config), may_return=may_return)
     if kind is not None:
         # somebody's wish, not an error
         return _outcome(STOPPED_STATUS[StopKind(kind)], tally, output=_kept(ending, tally, config))
@@ -72,11 +76,10 @@ def unstorable(outcome: Outcome, cause: AsmError) -> Outcome:
     )
 
 
-def _shut_down(run: Run, tally: Tally, kept: Any) -> Outcome:
-    """Return how a run leaves a worker that must end: it is entered again if it may be, else interrupted."""
-    may_return = run.attempt < run.max_attempts
+def _shut_down(tally: Tally, kept: Any, *, may_return: bool) -> Outcome:
+    """Return how a run leaves a worker that must end: handed back if it may be, else interrupted."""
     return _outcome(
-        RunStatus.FAILED if may_return else RunStatus.INTERRUPTED,
+        RunStatus.PENDING if may_return else RunStatus.INTERRUPTED,
         tally,
         output=kept,
         error=_error(

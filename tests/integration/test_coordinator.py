@@ -157,6 +157,18 @@ def test_a_failed_attempt_waits_again_at_its_old_position(world: World, config: 
     )
 
 
+def test_an_attempt_handed_back_uses_up_no_attempt(world: World) -> None:
+    """A deploy gives the run to another worker at its old position: claim 2, attempt 1."""
+    session = world.session()
+    first, _second = world.submit(session), world.submit(session)
+
+    world.finish(world.start(), RunStatus.PENDING)
+
+    assert (RunStatus.PENDING, 0) == (world.run(first).status, world.run(first).attempt)
+    claim = world.start()
+    assert (first, 2, 1) == (claim.run.run_id, claim.number, claim.run.attempt)
+
+
 def test_an_attempt_that_lost_its_claim_writes_nothing(world: World) -> None:
     """A worker taken for dead is fenced: its events and its end are refused (SS-84, SS-85)."""
     session = world.session()

@@ -231,7 +231,7 @@ BAD: list[tuple[Any, str, str]] = [
     (_emits_ten_megabytes, "invalid_input", "the limit is"),
     (_streams_ten_megabytes, "invalid_input", "the limit is"),
     (_emits_not_json, "invalid_input", "event data"),
-    (_emits_a_lifecycle_word, "invalid_event_type", "written by the runtime"),
+    (_emits_a_lifecycle_word, "invalid_event_type", "are the runtime's"),
     (_yields_a_number, "invalid_input", "yield a str"),
     (_async_yields_a_number, "invalid_input", "yield a str"),
     (_repeats_an_event, "storage_write_failed", ""),

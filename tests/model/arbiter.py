@@ -167,7 +167,10 @@ class Arbiter:
         return self._states.pass_time(
             redis,
             *(("ZADD", f"workers:{QUEUE}", "XX", "0", name) for name in keys.get(f"workers:{QUEUE}", {})),
-            *(("HSET", "capacity", QUEUE, f"{text.split()[0]} 0") for text in keys.get("capacity", {}).values()),
+            *(
+                ("HSET", "capacity", QUEUE, f"{text.rsplit(' ', 1)[0]} 0")
+                for text in keys.get("capacity", {}).values()
+            ),
         )
 
     def limits(self, redis: int) -> int:

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 from tests.model.server_states import Facts
 
-_LASTING = ("gate", "settings", "executors", "workers:", "capacity", "retired", "restoring", "queues")
+_LASTING = (
+    "gate",
+    "settings",
+    "executors",
+    "workers:",
+    "capacity",
+    "retired",
+    "restoring",
+    "comparing",
+    "queues",
+)
 
 
 def inconsistency(facts: Facts) -> str:
@@ -80,7 +90,9 @@ def _misplaced(facts: Facts, session: str) -> Iterator[str]:
     about = facts.keys[f"session:{session}"]
     line = sorted(facts.keys[f"open:{session}"], key=lambda name: int(facts.keys[f"open:{session}"][name]))
     first = [facts.runs[name] for name in line[: int(about["slots"])]]
-    waiting = [run for run in first if run.state == "waiting" and about["state"] not in ("paused", "completed")]
+    waiting = [
+        run for run in first if run.state == "waiting" and about["state"] not in ("paused", "completed")
+    ]
     standing = [name for name, members in _lines(facts).items() if session in members]
     said = about.get("line", "")
     if standing != [said] * bool(said):

@@ -1,61 +1,32 @@
-"""The protocol as a graph: every step any process can take from a state, with the real scripts as Redis.
+"""The protocol as a graph: every step clients, broker and executors can take, with the real scripts as Redis.
 
-Modelled: SQL (the guards of `store/runs.py`), doorbells in flight, and what each process has committed and
-not yet told.  Not modelled: events and clocks; a time that has not come may come at any moment.
-A step is one transaction or one script, as in `submission`, `coordinator`, `stopping` and `recovery`.
+Modelled: SQL, doorbells in flight, and what each process has committed and not yet told Redis.  Not
+modelled: events and clocks; a time that has not come may come at any moment.  A step is one transaction or
+one script, as in `moves/submission`, `moves/coordinator` and `moves/stopping`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests.model.arbiter import Answer, Arbiter, Told
 from tests.model.spec import CHANCES, Spec
-
-PENDING, RUNNING, DONE = "pending", "running", "done"
-IDLE: tuple[Any, ...] = ()
-DEAD: tuple[Any, ...] = ("dead",)
-_ACTIVE = ("active", 0)
-
-
-class Row(NamedTuple):
-    """A run in SQL."""
-
-    status: str
-    claims: int = 0
-    attempt: int = 0
-    executor: str = ""
-    waits: bool = False
-
-
-class State(NamedTuple):
-    """Everything that decides what can happen next.
-
-    Attributes:
-        lines: each session's state and version in SQL.
-        letters: what clients have committed and not yet told Redis.
-        bells: doorbells in flight; `repeat` delivers one without using it up.
-        doing: for each process where it stands in its move.
-        left: for each of CHANCES how often it may still strike; last, how often all together may.
-    """
-
-    redis: int
-    rows: tuple[Row | None, ...]
-    lines: tuple[tuple[str, int], ...]
-    letters: frozenset[tuple[Any, ...]]
-    bells: frozenset[tuple[int, int]]
-    doing: tuple[tuple[Any, ...], ...]
-    left: tuple[int, ...]
-
-
-class Step(NamedTuple):
-    """One move: a `chance` is a fault or a user's choice, so nobody may count on it."""
-
-    label: str
-    state: State
-    chance: bool = False
-    broken: str = ""
+from tests.model.state import (
+    ACTIVE,
+    DEAD,
+    DONE,
+    IDLE,
+    PENDING,
+    RUNNING,
+    Row,
+    State,
+    Step,
+    claim_guards,
+    is_open,
+    put,
+    spend,
+)
 
 
 class Protocol:
@@ -78,7 +49,7 @@ class Protocol:
         return State(
             redis=self.arbiter.start(),
             rows=(None,) * len(self.names),
-            lines=(_ACTIVE,) * len(self.spec.sessions),
+            lines=(ACTIVE,) * len(self.spec.sessions),
             letters=frozenset(),
             bells=frozenset(),
             doing=(IDLE,) * len(self.processes),
@@ -159,7 +130,10 @@ class Protocol:
             if row is not None or session in seen:
                 continue
             seen.add(session)
-            told, label = Told(run, PENDING, 0, "", False, state.lines[session]), f"{self.names[run]} is submitted"
+            told, label = (
+                Told(run, PENDING, 0, "", False, state.lines[session]),
+                f"{self.names[run]} is submitted",
+            )
             after = state._replace(rows=put(state.rows, run, Row(PENDING)))
             if len(state.letters) < self.spec.late:
                 yield Step(label, after._replace(letters=state.letters | {("enqueue", told)}), True)
@@ -192,7 +166,7 @@ class Protocol:
             case ("finish", run):
                 label = f"the client finishes {self.names[run]} in Redis"
                 answer = self.arbiter.finish(state.redis, run)
-            case ("state", session, (now, version)):
+            case (_, session, (now, version)):
                 label = f"the client tells that session {session} is {now}"
                 answer = self.arbiter.session_state(state.redis, session, now, version)
         yield from self.told(without, label, answer)
@@ -249,22 +223,17 @@ class Protocol:
         _, run, claim = state.doing[process]
         row, name, without = state.rows[run], self.processes[process], self.spec.without
         assert row is not None
-        before = sum(is_open(state.rows[peer]) for peer in self._peers[run] if peer < run)
-        guards = {
-            "claim.pending": row.status == PENDING,
-            "claim.number": row.claims == claim - 1,
-            "claim.due": not row.waits,
-            "claim.order": before < self.slots[run],
-            "claim.state": state.lines[self.sessions[run]][0] == "active",
-        }
+        guards = claim_guards(state.rows, self._peers[run], self.slots[run], run, claim)
+        guards["claim.state"] = state.lines[self.sessions[run]][0] == "active"
         if not all(holds or guard in without for guard, holds in guards.items()):
             after = self.at(state, process, self.read_back(state, run, claim))
             return Step(f"{name} is refused {self.names[run]} #{claim}", after)
         started = Row(RUNNING, claim, row.attempt + 1, name)
         after = self.at(state, process, ("run", run, claim))
         broken = ""
-        if before >= self.slots[run]:
-            broken = f"{self.names[run]} starts while {before} runs before it are open"
+        before = [self.names[peer] for peer in self._peers[run] if peer < run and is_open(state.rows[peer])]
+        if len(before) >= self.slots[run]:
+            broken = f"{self.names[run]} starts while before it are open: {before}"
         elif started.attempt > self.spec.max_attempts:
             broken = f"{self.names[run]} is entered {started.attempt} times"
         elif row.status != PENDING:
@@ -286,29 +255,10 @@ class Protocol:
         yield Step(f"{name} ends", ended, broken="" if is_current else f"{name} ends a newer attempt")
         failed = spend(state, "fail")
         if failed is not None and row.attempt < self.spec.max_attempts:
-            failed = failed._replace(rows=put(state.rows, run, row._replace(status=PENDING, executor="", waits=True)))
+            failed = failed._replace(
+                rows=put(state.rows, run, row._replace(status=PENDING, executor="", waits=True))
+            )
             yield Step(f"{name} fails", self.at(failed, process, self.read_back(failed, run, claim)), True)
         if self.arbiter.renew(state.redis, run, claim, self.processes[process]) == "unknown":
             answer = self.arbiter.enqueue(state.redis, self.read(state, [run]))
             yield from self.told(state, f"{name} is unknown to Redis, and recorded again", answer)
-
-
-def is_open(row: Row | None) -> bool:
-    """Return whether a run was submitted and has not ended."""
-    return row is not None and row.status != DONE
-
-
-def put(rows: tuple[Row | None, ...], run: int, row: Row) -> tuple[Row | None, ...]:
-    """Return the rows with one changed."""
-    return (*rows[:run], row, *rows[run + 1 :])
-
-
-def spend(state: State, chance: str) -> State | None:
-    """Return the state in which a chance has struck once more; None when it may not."""
-    number = CHANCES.index(chance)
-    if not state.left[number] or not state.left[-1]:
-        return None
-    left = list(state.left)
-    left[number] -= 1
-    left[-1] -= 1
-    return state._replace(left=tuple(left))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from tests.model.protocol import DEAD, DONE, IDLE, PENDING, RUNNING, Protocol, State, Step, is_open, put, spend
-
+from tests.model.protocol import Protocol
 from tests.model.server_states import EMPTY
+from tests.model.state import DEAD, DONE, IDLE, PENDING, RUNNING, Row, State, Step, is_open, put, spend
 
 
 class RepairedProtocol(Protocol):
@@ -42,7 +41,10 @@ class RepairedProtocol(Protocol):
             yield from self.crash(state, process)
         for run, row in enumerate(state.rows):
             if row is not None and row.waits:
-                yield Step(f"{self.names[run]} is due", state._replace(rows=put(state.rows, run, row._replace(waits=False))))
+                yield Step(
+                    f"{self.names[run]} is due",
+                    state._replace(rows=put(state.rows, run, row._replace(waits=False))),
+                )
         yield from self._strike(state)
 
     def _ring(self, state: State) -> Iterator[Step]:
@@ -62,7 +64,9 @@ class RepairedProtocol(Protocol):
                 yield from self.told(state, f"the repair finishes {name}, which is over", answer)
             elif is_open(row) and name not in known:
                 told = self.read(state, [run])
-                yield Step(f"the repair reads {name}, which Redis lacks", self.at(state, process, ("record", told)))
+                yield Step(
+                    f"the repair reads {name}, which Redis lacks", self.at(state, process, ("record", told))
+                )
 
         for session, (now, version) in enumerate(state.lines):
             about = self.arbiter.session(state.redis, session)
@@ -74,11 +78,13 @@ class RepairedProtocol(Protocol):
         for name, lease in self.arbiter.facts(state.redis).runs.items():
             if lease.state != "begun":
                 continue
-            assert lease.executor is not None and lease.claim is not None
+            assert lease.executor is not None
+            assert lease.claim is not None
             holder = self.processes.index(lease.executor)
             run = self.arbiter.run_of(name)
             is_silent = state.doing[holder] == DEAD or (
-                holder >= self.spec.executors and state.doing[holder][:2] not in [(word, run) for word in ("taken", "back", "end")]
+                holder >= self.spec.executors
+                and state.doing[holder][:2] not in [(word, run) for word in ("taken", "back", "end")]
             )
             struck = state if is_silent else spend(state, "suspect")
             if struck is not None:
@@ -99,13 +105,18 @@ class RepairedProtocol(Protocol):
         assert row is not None
         if row.status == PENDING and row.claims == claim - 1 and "void" not in self.spec.without:
             row = row._replace(claims=claim)
-        elif row.status == RUNNING and (row.claims == claim or "lose.number" in self.spec.without):
-            if row.executor == self.processes[holder] or "lose.executor" in self.spec.without:
-                is_alive = state.doing[self.processes.index(row.executor)][:1] == ("run",)
-                if is_alive and row.executor != self.processes[holder]:
-                    broken = f"{row.executor} was alive, and its attempt at {self.names[run]} was declared lost"
-                again = row._replace(status=PENDING, executor="", waits=True)
-                row = again if row.attempt < self.spec.max_attempts else row._replace(status=DONE)
+        elif (
+            row.status == RUNNING
+            and row.claims == claim
+            and (row.executor == self.processes[holder] or "lose.executor" in self.spec.without)
+        ):
+            if (
+                row.executor != self.processes[holder]
+                and state.doing[self.processes.index(row.executor)] != DEAD
+            ):
+                broken = f"{row.executor} was alive, and its attempt at {self.names[run]} was declared lost"
+            again = row._replace(status=PENDING, executor="", waits=True)
+            row = again if row.attempt < self.spec.max_attempts else Row(DONE)
         after = state._replace(rows=put(state.rows, run, row))
         after = self.at(after, process, self.read_back(after, run, claim))
         return Step(f"the fate of {self.names[run]} #{claim} is written", after, broken=broken)

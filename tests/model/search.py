@@ -10,7 +10,8 @@ from array import array
 from dataclasses import dataclass
 
 from tests.model.consistency import leftovers
-from tests.model.protocol import DEAD, DONE, IDLE, RUNNING, Protocol, State, is_open
+from tests.model.protocol import Protocol
+from tests.model.state import DEAD, DONE, IDLE, RUNNING, State, is_open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,11 @@ class Search:
         for session, (slots, _) in enumerate(spec.sessions):
             if sum(protocol.sessions[run] == session for run in running) > slots:
                 return f"session {session} runs more than {slots} runs"
+        if (
+            spec.max_sessions is not None
+            and len({protocol.sessions[run] for run in running}) > spec.max_sessions
+        ):
+            return f"more than {spec.max_sessions} sessions have work in flight"
         claims = [where[1:] for where in state.doing if where and where[0] == "run"]
         if len(claims) != len(set(claims)):
             return "two executors execute one claim"
@@ -104,7 +110,11 @@ class Search:
             if len(running) > spec.limit:
                 return f"{len(running)} runs are running, the limit is {spec.limit}"
             # the lease of a run that is over is a ghost: it takes room until the repair finds it, no more
-            leases = [name for name in protocol.arbiter.facts(state.redis).leases if is_open(state.rows[protocol.arbiter.run_of(name)])]
+            leases = [
+                name
+                for name in protocol.arbiter.facts(state.redis).leases
+                if is_open(state.rows[protocol.arbiter.run_of(name)])
+            ]
             if len(leases) > spec.limit:
                 return f"{len(leases)} leases, the limit is {spec.limit}"
         complaint = protocol.arbiter.complaint(state.redis)

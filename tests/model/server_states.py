@@ -2,7 +2,7 @@
 
 A state is a namespace's keys as text, made canonical: times are only due or not due, turns only an order,
 beats and nonces nothing at all.  A call loads a state into the server, runs the script there, reads the
-state back, and is remembered, so each distinct call is made once.
+state back.  The arbiter remembers, so that each distinct call is made once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import redis
@@ -19,93 +20,7 @@ from asm_celery.queue.run_queue import RunQueue
 from asm_celery.queue.scripts import source, verbs
 
 EMPTY: Final = 0
-# A time that has not come, in ms: what the scripts see of "later".
-_LATER: Final = "9000000000000"
-
-_LOAD: Final = f"""#!lua
-local root = KEYS[1]
-for _, key in ipairs(redis.call('KEYS', root .. '*')) do redis.call('DEL', key) end
-local turns = 0
-for _, item in ipairs(cjson.decode(ARGV[1])) do
-  local key, kind = root .. item[1], item[2]
-  if kind == 'string' then
-    redis.call('SET', key, item[3])
-  elseif kind == 'set' then
-    for at = 3, #item do redis.call('SADD', key, item[at]) end
-  else
-    for at = 3, #item, 2 do
-      if kind == 'hash' then
-        redis.call('HSET', key, item[at], item[at + 1])
-      else
-        redis.call('ZADD', key, item[at + 1] == 'later' and {_LATER} or item[at + 1], item[at])
-      end
-    end
-    if kind == 'zset' and string.match(item[1], '^line:') then turns = turns + (#item - 2) / 2 end
-  end
-end
-if turns > 0 then redis.call('SET', root .. 'turn', turns) end
-return 'loaded'
-"""
-
-_READ: Final = f"""#!lua
-local root = KEYS[1]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function when(score) return tonumber(score) > now and 'later' or '0' end
-local function pairs_of(flat)
-  local names, values = {{}}, {{}}
-  for at = 1, #flat, 2 do
-    names[#names + 1] = flat[at]
-    values[flat[at]] = flat[at + 1]
-  end
-  table.sort(names)
-  return names, values
-end
-local answer, turns = {{}}, {{}}
-local keys = redis.call('KEYS', root .. '*')
-table.sort(keys)
-for _, key in ipairs(keys) do
-  local name, kind = string.sub(key, #root + 1), redis.call('TYPE', key).ok
-  local item = {{ name, kind }}
-  if kind == 'string' then
-    item[3] = redis.call('GET', key)
-  elseif kind == 'set' then
-    local members = redis.call('SMEMBERS', key)
-    table.sort(members)
-    for _, member in ipairs(members) do item[#item + 1] = member end
-  elseif kind == 'hash' then
-    local names, values = pairs_of(redis.call('HGETALL', key))
-    for _, field in ipairs(names) do
-      local value = values[field]
-      if string.match(name, '^run:') then
-        if field == 'not_before' then value = when(value) == 'later' and '{_LATER}' or '0' end
-        if field == 'beat' or field == 'rings' then value = '0' end
-        if field == 'nonce' then value = '' end
-      elseif name == 'capacity' then
-        local total, ends = string.match(value, '^(%d+) (%d+)')
-        value = total .. (when(ends) == 'later' and ' {_LATER}' or ' 0')
-      end
-      item[#item + 1] = field
-      item[#item + 1] = value
-    end
-  else
-    local names, values = pairs_of(redis.call('ZRANGE', key, 0, -1, 'WITHSCORES'))
-    for _, member in ipairs(names) do
-      item[#item + 1] = member
-      item[#item + 1] = values[member]
-      if name == 'leases' then item[#item] = '0' end
-      if not string.match(name, '^open:') and not string.match(name, '^line:') and name ~= 'leases' then
-        item[#item] = when(values[member])
-      end
-      if string.match(name, '^line:') then turns[#turns + 1] = {{ tonumber(values[member]), item, #item }} end
-    end
-  end
-  if name ~= 'turn' then answer[#answer + 1] = item end
-end
-table.sort(turns, function(one, other) return one[1] < other[1] end)
-for rank, turn in ipairs(turns) do turn[2][turn[3]] = tostring(rank) end
-return cjson.encode(answer)
-"""
+_LUA: Final = Path(__file__).with_name("lua")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,20 +62,16 @@ class ServerStates:
     ) -> None:
         self._client = client
         self._keys = Keys(namespace)
-        self._load, self._read = client.script_load(_LOAD), client.script_load(_READ)
-        self._digests = {source(verb): client.script_load(edit(verb, source(verb))) for verb in verbs()}
+        self._load = str(client.script_load((_LUA / "load_state.lua").read_text()))
+        self._read = str(client.script_load((_LUA / "read_state.lua").read_text()))
+        self._digests = {source(verb): str(client.script_load(edit(verb, source(verb)))) for verb in verbs()}
         self._texts = [b"[]"]
         self._numbers = {b"[]": EMPTY}
         self._facts: dict[int, Facts] = {}
-        self._known: dict[tuple[Any, ...], tuple[int, Any]] = {}
+        self.calls = 0
         self.at = EMPTY
         self._meanwhile: tuple[tuple[str, ...], ...] = ()
         self.queue = RunQueue(cast(redis.Redis, self), self._keys)
-
-    @property
-    def calls(self) -> int:
-        """How many distinct calls were made on the server."""
-        return len(self._known)
 
     @property
     def count(self) -> int:
@@ -200,32 +111,26 @@ class ServerStates:
 
     def close(self) -> None:
         """Remove the namespace from the server."""
-        self._client.execute_command("EVALSHA", self._load, 1, self._keys.root, "[]")
+        self._client.evalsha(self._load, 1, self._keys.root, "[]")
 
     def _run(self, digest: str | None, args: tuple[str, ...]) -> Any:
-        call = (self.at, digest, args, self._meanwhile)
-        if call not in self._known:
-            self._known[call] = self._execute(digest, args)
-        self.at, answer = self._known[call]
-        self._meanwhile = ()
-        return answer
-
-    def _execute(self, digest: str | None, args: tuple[str, ...]) -> tuple[int, Any]:
+        self.calls += 1
         root = self._keys.root
         pipe = self._client.pipeline(transaction=False)
-        pipe.execute_command("EVALSHA", self._load, 1, root, self._texts[self.at])
+        pipe.evalsha(self._load, 1, root, self._texts[self.at])
         for verb, key, *rest in self._meanwhile:
-            pipe.execute_command(verb, root + key, *rest)
+            pipe.execute_command(verb, root + key, *rest)  # type: ignore[no-untyped-call]
         if digest:
-            pipe.execute_command("EVALSHA", digest, 1, root, *args)
-        pipe.execute_command("EVALSHA", self._read, 1, root)
+            pipe.evalsha(digest, 1, root, *args)
+        pipe.evalsha(self._read, 1, root)
         *_, answer, text = pipe.execute()
         if text == b"{}":
             text = b"[]"
         number = self._numbers.setdefault(text, len(self._texts))
         if number == len(self._texts):
             self._texts.append(text)
-        return number, answer
+        self.at, self._meanwhile = number, ()
+        return answer
 
 
 def _facts(items: list[list[str]]) -> Facts:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from asm_celery import Config
+from asm_celery import Config, SessionServer
 from asm_celery.errors import ValidationError
 
 # The defaults that the original and this library share, and what they are called here.
 SHARED_DEFAULTS = {
-    "await_timeout_s": 60.0,
     "max_parallel_sessions": 100,
     "max_parallel_runs": 50,
     "max_queued_runs": 100,
@@ -70,6 +71,12 @@ def test_a_default_ignores_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_originals_defaults_are_ours(name: str, value: object) -> None:
     """CF-3: where both have the setting."""
     assert value == Config.default(name)
+
+
+@pytest.mark.parametrize("verb", [SessionServer.await_run, SessionServer.execute_run, SessionServer.drain])
+def test_patience_is_a_minute_unless_said(verb: Callable[..., Any]) -> None:
+    """CF-3: as in the original."""
+    assert 60.0 == inspect.signature(verb).parameters["timeout"].default
 
 
 @pytest.mark.parametrize(

@@ -8,5 +8,5 @@
 -- Never: takes a time or a payload from the caller, promotes behind a closed gate.
 -- include: conform
 -- include: promote
-conform(1)
+conform(1, true)
 return reply('recorded')

@@ -20,7 +20,8 @@ if lease[1] == 'begun' and lease[2] == ARGV[2] and lease[3] == ARGV[3] then
   word = 'returned'
   drop_lease(run)
 end
-conform(5)
+-- A run that was running a moment ago and is unknown now has ended since: recorded, its lease would stay.
+conform(5, false)
 if ARGV[4] == 'lacking' and word == 'returned' then
   redis.call('HSETNX', run_key(run), 'lacked_at', now)
   local times = redis.call('HINCRBY', run_key(run), 'lacked', 1)

@@ -5,13 +5,14 @@
 --   ARGV[first]     session id
 --   ARGV[first + 1] its slots     ARGV[first + 2] its state     ARGV[first + 3] the state's version
 --   then for each run 8 values: run id, agent, position, queue, status, claims, executor, waits (ms)
-local function conform_run(session, at)
+local function conform_run(session, at, records_running)
   local run, agent, position, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local status, claims, executor = ARGV[at + 4], tonumber(ARGV[at + 5]), ARGV[at + 6]
   local key = run_key(run)
   local known = redis.call('HMGET', key, 'state', 'claims', 'claim')
   local state = known[1]
   if not state then
+    if status == 'running' and not records_running then return end
     redis.call('HSET', key, 'session', session, 'agent', agent, 'position', position, 'queue', queue,
       'claims', claims, 'state', 'waiting', 'not_before', 0)
     redis.call('ZADD', open_key(session), position, run)
@@ -23,7 +24,7 @@ local function conform_run(session, at)
     local newest = math.max(tonumber(known[2]) or 0, tonumber(known[3]) or 0)
     if newest < claims or (state == 'dispatched' and newest == claims) then
       drop_lease(run)
-      redis.call('HSET', key, 'claims', claims - 1)
+      redis.call('HSET', key, 'claims', claims - 1, 'queue', queue)
       lease_begun(run, session, queue, claims, executor, '')
     end
   elseif state == 'waiting' or tonumber(known[3]) <= claims then
@@ -34,13 +35,13 @@ local function conform_run(session, at)
     end
   end
 end
-local function conform(first)
+local function conform(first, records_running)
   local session = ARGV[first]
   local version = tonumber(redis.call('HGET', session_key(session), 'version') or '-1')
   if tonumber(ARGV[first + 3]) >= version then
     redis.call('HSET', session_key(session), 'slots', ARGV[first + 1], 'state', ARGV[first + 2], 'version',
       ARGV[first + 3])
   end
-  for at = first + 4, #ARGV, 8 do conform_run(session, at) end
+  for at = first + 4, #ARGV, 8 do conform_run(session, at, records_running) end
   place(session, false)
 end

@@ -17,7 +17,7 @@
 --   load:Q       set     leased runs of Celery queue Q
 --   workers:Q    zset    executors that consume Q, by the end of their announcement (ms)
 --   executors    hash    executor -> "slots worker"
---   capacity     hash    Q -> "n until": the cached sum, and the time at which it must be summed again
+--   capacity     hash    Q -> "slots spare until": the cached sums, and when they must be made again
 --   retired      zset    workers that take no more, by when that is forgotten (ms)
 --   callers:runs, callers:sessions  zset  slots acquired by callers, by their end (ms)
 --   callers:of   hash    caller's run -> its session

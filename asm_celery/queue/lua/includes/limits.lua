@@ -6,7 +6,10 @@ local function limit_of(kind)
   return tonumber(redis.call('HGET', SETTINGS, kind) or '') or NO_LIMIT
 end
 local function active_runs()
-  redis.call('ZREMRANGEBYSCORE', CALLER_RUNS, '-inf', now)
+  for _, ended in ipairs(redis.call('ZRANGEBYSCORE', CALLER_RUNS, '-inf', now)) do
+    redis.call('ZREM', CALLER_RUNS, ended)
+    redis.call('HDEL', CALLER_OF, ended)
+  end
   return redis.call('ZCARD', LEASES) + redis.call('ZCARD', CALLER_RUNS)
 end
 local function active_sessions()

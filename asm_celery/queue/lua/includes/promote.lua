@@ -4,8 +4,9 @@
 -- include: lease
 -- include: place
 -- Lease ready runs while the gate is open, the limiter has room and their queue has capacity.  The session
--- that has been ready longest goes first; one that got a turn goes to the back.  At most BOUND leases a
--- call: the caller calls again until none is granted.
+-- that has been ready longest goes first, and then to the back; but a queue with a free worker comes before
+-- one whose workers could only hold the doorbell, and with it a limiter slot.  At most BOUND leases a call:
+-- the caller calls again until fewer are granted.
 local BOUND = 32
 local function dispatch_lease(run, session)
   local entry = redis.call('HMGET', run_key(run), 'claims', 'agent', 'queue')
@@ -16,20 +17,22 @@ local function dispatch_lease(run, session)
   return { run, session, entry[2], tostring(claim), entry[3] }
 end
 local function longest_ready(with_new)
-  local session, turn
-  for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-    local waiting = false
-    local room = redis.call('SCARD', load_key(queue)) < capacity(queue)
+  local session, queue, rank, turn
+  for _, name in ipairs(redis.call('SMEMBERS', QUEUES)) do
+    local waiting, load, slots, spare = false, redis.call('SCARD', load_key(name)), capacity(name)
+    local its = load < slots and 1 or load < slots + spare and 2 or 3
     for _, kind in ipairs({ ':busy', ':new' }) do
-      local head = redis.call('ZRANGE', line_key(queue .. kind), 0, 0, 'WITHSCORES')
+      local head = redis.call('ZRANGE', line_key(name .. kind), 0, 0, 'WITHSCORES')
+      local since = tonumber(head[2])
       waiting = waiting or head[1]
-      if room and head[1] and (kind == ':busy' or with_new) and (not turn or tonumber(head[2]) < turn) then
-        session, turn = head[1], tonumber(head[2])
+      if since and its < 3 and (kind == ':busy' or with_new)
+        and (not rank or its < rank or its == rank and since < turn) then
+        session, queue, rank, turn = head[1], name, its, since
       end
     end
-    if not waiting then redis.call('SREM', QUEUES, queue) end
+    if not waiting then redis.call('SREM', QUEUES, name) end
   end
-  return session
+  return session, queue
 end
 local function promote()
   local granted = {}
@@ -38,14 +41,16 @@ local function promote()
     place(session, false)
   end
   local max_runs, max_sessions = limit_of('runs'), limit_of('sessions')
-  while #granted < BOUND and active_runs() < max_runs do
-    local session = longest_ready(active_sessions() < max_sessions)
+  for _ = 1, BOUND do
+    if active_runs() >= max_runs then break end
+    local session, queue = longest_ready(active_sessions() < max_sessions)
     if not session then break end
     local about = redis.call('HMGET', session_key(session), 'slots', 'state')
     local run = first_ready(session, tonumber(about[1]) or 1, about[2])
-    if run then granted[#granted + 1] = dispatch_lease(run, session) end
-    -- also when nothing was ready after all: it leaves the line, so the loop moves on
-    place(session, run ~= nil)
+    -- a run before the one that brought it here may have come due since: its queue may be another one
+    local grants = run and redis.call('HGET', run_key(run), 'queue') == queue
+    if grants then granted[#granted + 1] = dispatch_lease(run, session) end
+    place(session, grants)
   end
   return granted
 end
