@@ -14,6 +14,7 @@ from asm_celery.store.tables import events
 
 # The door has checked the size already; this only bounds what the runtime itself writes.
 _MAX_BYTES = 1 << 27
+_INSERT = insert(events)
 
 
 class Events:
@@ -25,7 +26,7 @@ class Events:
     def insert(self, numbered: Sequence[Event]) -> None:
         """Add events that have their numbers; one statement."""
         if numbered:
-            self._connection.execute(insert(events), [_row(event) for event in numbered])
+            self._connection.execute(_INSERT, [_row(event) for event in numbered])
 
     def page(
         self,

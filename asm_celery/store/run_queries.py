@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, func, select, type_coerce
+from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, func, select, type_coerce
 
 from asm_celery.codec import decode
 from asm_celery.model import Run
@@ -21,6 +21,7 @@ _RUN = select(
     .scalar_subquery()
     .label("last"),
 )
+_BY_ID = _RUN.where(runs.c.run_id == bindparam("p_run_id", type_=Text))
 _TERMINAL = [status.value for status in sorted(TERMINAL)]
 
 
@@ -59,7 +60,7 @@ class RunQueries:
 
     def get(self, run_id: str) -> Run | None:
         """Return a run, or None."""
-        row = self._connection.execute(_RUN.where(runs.c.run_id == run_id)).first()
+        row = self._connection.execute(_BY_ID, {"p_run_id": run_id}).first()
         return None if row is None else to_run(row)
 
     def get_many(self, run_ids: Collection[str]) -> list[Run]:

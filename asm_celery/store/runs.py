@@ -1,24 +1,20 @@
 """Moving runs: each move is one guarded UPDATE whose WHERE is the rule, and RETURNING tells.
 
-The fence: every write of a worker names its claim number, and is refused when the row has moved on.  It
-stands in the WHERE of the UPDATE on the run row, which is checked again after a lock wait; a sub-select
-would see a snapshot older than that wait.
+The statements themselves, with their guards, are in `run_moves`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, null, or_, select, update
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import select
 
 from asm_celery.model import Run
 from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind, sources_of
+from asm_celery.store import run_moves
 from asm_celery.store.run_queries import RunQueries, to_run
-from asm_celery.store.tables import instant_in, is_open, microseconds, runs, sessions
+from asm_celery.store.tables import is_open, microseconds, runs
 
-_PENDING = RunStatus.PENDING.value
-_RUNNING = RunStatus.RUNNING.value
 _KIND_OF = {status: kind for kind, status in STOPPED_STATUS.items()}
 
 
@@ -31,25 +27,23 @@ class Runs(RunQueries):
     def insert(self, run: Run, *, input_text: str, input_digest: str, metadata: str) -> None:
         """Add a `pending` run; its queue deadline begins now."""
         waits = run.queue_timeout
-        self._connection.execute(
-            runs.insert().values(
-                run_id=run.run_id,
-                session_id=run.session_id,
-                position=run.position,
-                agent=run.agent,
-                queue=run.queue,
-                status=_PENDING,
-                input=input_text,
-                input_digest=input_digest,
-                metadata=metadata,
-                idempotency_key=run.idempotency_key,
-                max_attempts=run.max_attempts,
-                run_timeout=run.run_timeout,
-                queue_timeout=waits,
-                queue_deadline=null() if waits is None else instant_in(microseconds(waits)),
-                created_at=instant_in(0),
-            )
-        )
+        kept = run_moves.insert(waits is not None)
+        values = {
+            "p_run_id": run.run_id,
+            "p_session_id": run.session_id,
+            "p_position": run.position,
+            "p_agent": run.agent,
+            "p_queue": run.queue,
+            "p_input": input_text,
+            "p_input_digest": input_digest,
+            "p_metadata": metadata,
+            "p_idempotency_key": run.idempotency_key,
+            "p_max_attempts": run.max_attempts,
+            "p_run_timeout": run.run_timeout,
+            "p_queue_timeout": waits,
+            "p_shift": microseconds(waits or 0),
+        }
+        self._connection.execute(kept.statement, {name: values[name] for name in kept.parameters})
 
     def claim(self, run_id: str, claim: int, *, executor: str, nonce: str) -> Run | None:
         """Make a pending run running under claim number `claim`, if it may run now.
@@ -58,47 +52,12 @@ class Runs(RunQueries):
         session have a lower position.  The open lower positions can only shrink, so a stale count can
         only refuse too much.
         """
-        other = runs.alias("other")
-        lower = (
-            select(func.count())
-            .select_from(other)
-            .where(
-                other.c.session_id == runs.c.session_id,
-                is_open(other),
-                other.c.position < runs.c.position,
-            )
-            .scalar_subquery()
-        )
-        slots = (
-            select(sessions.c.max_concurrent_runs)
-            .where(sessions.c.session_id == runs.c.session_id)
-            .scalar_subquery()
-        )
-        return self._move(
-            run_id,
-            runs.c.status == _PENDING,
-            runs.c.claims == claim - 1,
-            runs.c.stop_requested.is_(None),
-            or_(runs.c.not_before.is_(None), runs.c.not_before <= instant_in(0)),
-            lower < slots,
-            status=_RUNNING,
-            claims=claim,
-            claim_nonce=nonce,
-            executor=executor,
-            attempt=runs.c.attempt + 1,
-            event_position=0,
-            not_before=None,
-            started_at=func.coalesce(runs.c.started_at, instant_in(0)),
-            deadline=instant_in(0) + runs.c.run_timeout * 1_000_000,
-        )
+        return self._move(run_moves.claim(), run_id, p_claim=claim, p_executor=executor, p_nonce=nonce)
 
     def advance(self, run_id: str, claim: int, *, position: int, count: int) -> Run | None:
         """Move the attempt's event position from `position` by `count`: an append happens once or not."""
         return self._move(
-            run_id,
-            *_held(claim),
-            runs.c.event_position == position,
-            event_position=position + count,
+            run_moves.advance(), run_id, p_claim=claim, p_position=position, p_new_position=position + count
         )
 
     def finish(
@@ -124,43 +83,36 @@ class Runs(RunQueries):
                 leads to `status`.
             values: the columns output, error, token_usage, cost_usd, turn_count as JSON text or numbers.
         """
-        stop = (
-            runs.c.stop_requested.is_(None)
-            if unless_stopped
-            else runs.c.stop_requested == _KIND_OF[status].value
+        return self._move(
+            run_moves.finish(unless_stopped, position is not None, frozenset(values)),
+            run_id,
+            p_claim=claim,
+            p_status=status.value,
+            p_stop=None if unless_stopped else _KIND_OF[status].value,
+            p_position=position,
+            p_new_position=(position or 0) + count,
+            **{f"p_{name}": value for name, value in values.items()},
         )
-        where = [*_held(claim), stop]
-        if position is not None:
-            where.append(runs.c.event_position == position)
-            values["event_position"] = position + count
-        return self._move(run_id, *where, status=status.value, ended_at=instant_in(0), **values)
 
     def withdraw(
-        self, run_id: str, status: RunStatus, *, reason: str | None = None, **values: Any
+        self, run_id: str, status: RunStatus, *, reason: str | None = None, error: str | None = None
     ) -> Run | None:
         """End a run that waits; its agent is never called."""
+        if RunStatus.PENDING not in sources_of(status):
+            return None
         kind = _KIND_OF.get(status)
-        if kind is not None:
-            values["stop_requested"] = kind.value
         return self._move(
+            run_moves.withdraw(),
             run_id,
-            runs.c.status == _PENDING,
-            runs.c.status.in_([source.value for source in sources_of(status)]),
-            status=status.value,
-            stop_reason=reason,
-            ended_at=instant_in(0),
-            **values,
+            p_status=status.value,
+            p_stop=None if kind is None else kind.value,
+            p_reason=reason,
+            p_error=error,
         )
 
     def request_stop(self, run_id: str, kind: StopKind, *, reason: str | None = None) -> Run | None:
         """Ask a running run to stop; the first committed request decides, for ever."""
-        return self._move(
-            run_id,
-            runs.c.status == _RUNNING,
-            runs.c.stop_requested.is_(None),
-            stop_requested=kind.value,
-            stop_reason=reason,
-        )
+        return self._move(run_moves.request_stop(), run_id, p_stop=kind.value, p_reason=reason)
 
     def requeue(
         self,
@@ -171,34 +123,27 @@ class Runs(RunQueries):
         counts: bool = True,
         position: int | None = None,
         count: int = 0,
-        **also: Any,
+        **values: Any,
     ) -> Run | None:
         """Give an attempt back: the run waits again at its old position, not before `delay_s` from now.
 
         Args:
             counts: False for a hand-back, which does not use up an attempt; True requires one left.
-            position, count: as in `finish`; also: further columns.
+            position, count: as in `finish`; values: further columns.
         """
-        where = [*_held(claim), runs.c.stop_requested.is_(None)]
-        values: dict[str, Any] = {
-            "status": _PENDING,
-            "executor": None,
-            "deadline": None,
-            "not_before": instant_in(microseconds(delay_s)) if delay_s > 0 else None,
-            **also,
-        }
-        if counts:
-            where.append(runs.c.attempt < runs.c.max_attempts)
-        else:
-            values["attempt"] = runs.c.attempt - 1
-        if position is not None:
-            where.append(runs.c.event_position == position)
-            values["event_position"] = position + count
-        return self._move(run_id, *where, **values)
+        return self._move(
+            run_moves.requeue(counts, delay_s > 0, position is not None, frozenset(values)),
+            run_id,
+            p_claim=claim,
+            p_shift=microseconds(delay_s),
+            p_position=position,
+            p_new_position=(position or 0) + count,
+            **{f"p_{name}": value for name, value in values.items()},
+        )
 
     def reroute(self, run_id: str, queue: str) -> Run | None:
         """Send a waiting run's doorbells to another Celery queue: that of the workers with its agent."""
-        return self._move(run_id, runs.c.status == _PENDING, queue=queue)
+        return self._move(run_moves.reroute(), run_id, p_queue=queue)
 
     def lock_open(self, session_id: str) -> list[Run]:
         """Lock the session's open runs in the order of their ids, and return them."""
@@ -210,12 +155,9 @@ class Runs(RunQueries):
         )
         return [to_run(row) for row in self._connection.execute(query)]
 
-    def _move(self, run_id: str, *where: ColumnElement[bool], **values: Any) -> Run | None:
+    def _move(self, kept: run_moves.Kept, run_id: str, **parameters: Any) -> Run | None:
+        parameters["p_run_id"] = run_id
         row = self._connection.execute(
-            update(runs).where(runs.c.run_id == run_id, *where).values(**values).returning(runs)
+            kept.statement, {name: parameters[name] for name in kept.parameters}
         ).first()
         return None if row is None else to_run(row)
-
-
-def _held(claim: int) -> list[ColumnElement[bool]]:
-    return [runs.c.status == _RUNNING, runs.c.claims == claim]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asm_celery.codec import decode
@@ -43,6 +44,23 @@ class AgentTerms:
     max_attempts: int | None = None
     resumable: bool = False
     capabilities: frozenset[str] = frozenset()
+
+
+@cache
+def _draw(is_guarded: bool) -> Any:
+    table = session_counters
+    where = [table.c.session_id == bindparam("p_session_id", type_=Text)]
+    if is_guarded:
+        where.append(table.c.state.in_(bindparam("p_states", type_=Text, expanding=True)))
+    return (
+        update(table)
+        .where(*where)
+        .values(
+            last_sequence=table.c.last_sequence + bindparam("p_sequences", type_=BigInteger),
+            last_position=table.c.last_position + bindparam("p_positions", type_=BigInteger),
+        )
+        .returning(table.c.last_sequence, table.c.last_position, table.c.state, table.c.state_version)
+    )
 
 
 def insert_into(connection: Connection, table: Any) -> Any:
@@ -121,16 +139,14 @@ class Sessions:
         Returns:
             The counter after the draw; None when there is no such session or its state is not in `states`.
         """
-        table = session_counters
-        guard = update(table).where(table.c.session_id == session_id)
+        parameters: dict[str, Any] = {
+            "p_session_id": session_id,
+            "p_sequences": sequences,
+            "p_positions": positions,
+        }
         if states is not None:
-            guard = guard.where(table.c.state.in_([state.value for state in states]))
-        row = self._connection.execute(
-            guard.values(
-                last_sequence=table.c.last_sequence + sequences,
-                last_position=table.c.last_position + positions,
-            ).returning(table.c.last_sequence, table.c.last_position, table.c.state, table.c.state_version)
-        ).first()
+            parameters["p_states"] = [state.value for state in states]
+        row = self._connection.execute(_draw(states is not None), parameters).first()
         return None if row is None else _counter(row)
 
     def counter(self, session_id: str) -> Counter | None:

@@ -159,20 +159,21 @@ class Protocol:
 
     def _tell(self, state: State, letter: tuple[Any, ...]) -> Iterator[Step]:
         without = state._replace(letters=state.letters - {letter})
-        match letter:
-            case ("enqueue", told):
-                label = f"the client enqueues {self.names[told.run]}"
-                answer = self.arbiter.enqueue(state.redis, (told,))
-            case ("finish", run):
-                label = f"the client finishes {self.names[run]} in Redis"
-                answer = self.arbiter.finish(state.redis, run)
-            case (_, session, (now, version)):
-                label = f"the client tells that session {session} is {now}"
-                answer = self.arbiter.session_state(state.redis, session, now, version)
+        verb, what = letter[:2]
+        if verb == "enqueue":
+            label = f"the client enqueues {self.names[what.run]}"
+            answer = self.arbiter.enqueue(state.redis, (what,))
+        elif verb == "finish":
+            label = f"the client finishes {self.names[what]} in Redis"
+            answer = self.arbiter.finish(state.redis, what)
+        else:
+            now, version = letter[2]
+            label = f"the client tells that session {what} is {now}"
+            answer = self.arbiter.session_state(state.redis, what, now, version)
         yield from self.told(without, label, answer)
         crashed = spend(without, "crash")
         if crashed is not None:
-            yield Step(f"the client dies before it can {letter[0]}", crashed, True)
+            yield Step(f"the client dies before it can {verb}", crashed, True)
 
     def _deliver(self, state: State, bell: tuple[int, int]) -> Iterator[Step]:
         run, claim = bell

@@ -7,7 +7,7 @@
 -- Never: counts a subscriber twice: a process overwrites its own count.
 -- include: keys
 -- include: now
-local key, total = root .. 'subscribers:' .. ARGV[1], 0
+local key, total = subscribers_key(ARGV[1]), 0
 if ARGV[2] ~= '' then
   redis.call('HSET', key, ARGV[2], ARGV[3] .. ' ' .. (now + tonumber(ARGV[4])))
   redis.call('PEXPIRE', key, 86400000)

@@ -21,6 +21,7 @@
 --   retired      zset    workers that take no more, by when that is forgotten (ms)
 --   callers:runs, callers:sessions  zset  slots acquired by callers, by their end (ms)
 --   callers:of   hash    caller's run -> its session
+--   subscribers:S  hash  process -> "count until"
 --   restoring    string  who restores from SQL now;  comparing: that a comparison with SQL was made just now
 local root = KEYS[1]
 local GATE, SETTINGS, TURN, KNOWN = root .. 'gate', root .. 'settings', root .. 'turn', root .. 'known'
@@ -35,4 +36,5 @@ local function open_key(session) return root .. 'open:' .. session end
 local function held_key(session) return root .. 'held:' .. session end
 local function line_key(line) return root .. 'line:' .. line end
 local function load_key(queue) return root .. 'load:' .. queue end
+local function subscribers_key(session) return root .. 'subscribers:' .. session end
 local function workers_key(queue) return root .. 'workers:' .. queue end

@@ -55,7 +55,5 @@ local function promote()
   return granted
 end
 local function reply(word)
-  local answer = promote()
-  table.insert(answer, 1, word)
-  return answer
+  return { word, unpack(promote()) }
 end
