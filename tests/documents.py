@@ -227,7 +227,9 @@ def _class(kind: type, hashes: str) -> str:
         if isinstance(raw, property):
             parts.append(f"{hashes}# {name}.{method}\n\n{_prose(inspect.getdoc(raw) or '')}")
         elif inspect.isfunction(raw):
-            parts.append(f"{hashes}# {name}.{method}\n\n{_signature(raw)}\n\n{_prose(inspect.getdoc(raw) or '')}")
+            parts.append(
+                f"{hashes}# {name}.{method}\n\n{_signature(raw)}\n\n{_prose(inspect.getdoc(raw) or '')}"
+            )
     return "\n\n".join(parts)
 
 

@@ -144,11 +144,13 @@ class _Stop:
             signal.signal(number, handler)
 
     def leave_within(self, seconds: float, home: Path) -> None:
-        """End this process after so long, whatever keeps it: its server then ends by itself."""
+        """End this process after so long, whatever keeps it; its server and its commands then end by themselves."""
 
         def leave() -> None:
             faulthandler.dump_traceback()
-            shutil.rmtree(home, ignore_errors=True)
+            # twice, because those who are being left may still write
+            for _ in range(2):
+                shutil.rmtree(home, ignore_errors=True)
             os._exit(Exit.FAILED if self.code is None else self.code)
 
         self._last_resort = threading.Timer(seconds, leave)

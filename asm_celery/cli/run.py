@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, Self
 
 import click
 
@@ -50,9 +52,10 @@ def submit(
         server = asm.start_session(
             agent, session_id=session_id, if_exists="error" if session_id is None else "attach"
         )
-        run_id = server.submit_run(value, **options)
+        with _CtrlC() as pressed:
+            run_id = server.submit_run(value, **options)
         if wait:
-            return _wait(call, server, run_id, timeout)
+            return _wait(call, server, run_id, timeout, pressed.once)
         call.answer("run", server.get_run(run_id).to_map())
         call.text(run_id)
         call.talk(f"accepted: `asm tail {server.session_id} --run {run_id}` follows it")
@@ -89,9 +92,34 @@ def _value(given: str, is_json: bool) -> Any:
         raise click.UsageError(f"INPUT is not JSON: {cause}") from None
 
 
-def _wait(call: Call, server: SessionServer, run_id: str, timeout: float | None) -> Exit:
+class _CtrlC:
+    """Notes a Ctrl-C instead of raising it: a run that is being submitted has no id yet to interrupt it by.
+
+    Attributes:
+        once: True if it was pressed; at the second time it raises.
+    """
+
+    def __init__(self) -> None:
+        self.once = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.once:
+            raise KeyboardInterrupt
+        self.once = True
+
+
+def _wait(call: Call, server: SessionServer, run_id: str, timeout: float | None, pressed: bool) -> Exit:
     deadline = None if timeout is None else time.monotonic() + timeout
-    interrupted = False
+    interrupted = pressed
+    if pressed:
+        _interrupt(call, server, run_id)
     while True:
         try:
             result = _result(call, server, run_id, deadline)
@@ -100,8 +128,7 @@ def _wait(call: Call, server: SessionServer, run_id: str, timeout: float | None)
                 call.talk(f"{run_id} is left to end by itself: `asm status {run_id}` tells how it did")
                 raise
             interrupted = True
-            call.talk("interrupting the run; Ctrl-C again leaves it to end by itself")
-            server.interrupt_run(run_id)
+            _interrupt(call, server, run_id)
         except RunEnded:
             _show(call, server.get_run(run_id))
             raise
@@ -113,6 +140,11 @@ def _wait(call: Call, server: SessionServer, run_id: str, timeout: float | None)
         else:
             _show(call, server.get_run(result.run_id))
             return Exit.COMPLETED
+
+
+def _interrupt(call: Call, server: SessionServer, run_id: str) -> None:
+    call.talk("interrupting the run; Ctrl-C again leaves it to end by itself")
+    server.interrupt_run(run_id)
 
 
 def _result(call: Call, server: SessionServer, run_id: str, deadline: float | None) -> RunResult:

@@ -66,6 +66,7 @@ class Restore:
         known = self._promoter.queue.known()
         mended, open_ids, missing = 0, set(), set()
         for page in self._pages():
+            self._tell_states(page)
             for run in page:
                 open_ids.add(run.run_id)
                 if run.run_id in known:
@@ -108,6 +109,20 @@ class Restore:
                     stored or "unlimited",
                 )
         self._promoter.settle(lambda: self._promoter.queue.limiter_set(runs, sessions))
+
+    def _tell_states(self, page: list[OpenRun]) -> None:
+        """Tell Redis the states of these runs' sessions again, where one was ever changed.
+
+        A `resume` may have come while Redis was away, or while it had forgotten the empty session and a
+        submit with the older state was on its way: the session would stay paused there.  The higher
+        version wins, so telling twice does no harm.
+        """
+        for session_id, run in {run.session_id: run for run in page if run.state_version}.items():
+            self._promoter.settle(
+                lambda session_id=session_id, run=run: self._promoter.queue.session_state(  # type: ignore[misc]
+                    session_id, run.state, run.state_version
+                )
+            )
 
     def _write_all(self) -> Iterator[OpenRun]:
         # running runs first: their leases take limiter slots before anything could be promoted

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import pytest
 
 from asm_celery import AgentSessions, errors
+from asm_celery.config import Config
+from asm_celery.queue.run_queue import Entry, Granted, Line, RunQueue
 from asm_celery.states import RunStatus, SessionStatus
 from tests.acceptance.conftest import Gate, StartWorker
 from tests.acceptance.ledger import Ledger
@@ -154,7 +157,7 @@ def test_pausing_and_resuming_while_runs_start_stalls_nothing(
     worker(pool="threads", concurrency=4, ring_s=60)
     server = asm.start_session("work", max_concurrent_runs=2)
     runs = []
-    for number in range(30):
+    for number in range(60):
         runs.append(server.submit_run(0.005))
         (server.pause if number % 2 else server.resume)()
     server.resume()
@@ -163,6 +166,29 @@ def test_pausing_and_resuming_while_runs_start_stalls_nothing(
 
     assert [] == anomalies(server.get_events(limit=1000), slots=2, submitted=runs)
     assert sorted(runs) == sorted(ledger.entered())
+
+
+def test_a_submit_that_reaches_redis_after_the_resume_does_not_bring_the_pause_back(
+    asm: AgentSessions, config: Config, worker: StartWorker
+) -> None:
+    """Redis has forgotten the empty session when `resume` comes, and then hears of the older state."""
+    worker(pool="threads")
+    server = asm.start_session("echo")
+    server.pause()
+    with AgentSessions(config) as other:
+        late = other.attach(server.session_id)
+
+        class LateQueue(RunQueue):
+            def enqueue(self, line: Line, entries: Iterable[Entry]) -> Granted:
+                assert "paused" == line.state
+                server.resume()
+                return super().enqueue(line, entries)
+
+        client = late.runtime.queue._client
+        late.runtime.__dict__["queue"] = LateQueue(client, config.keys, url=config.redis_url)
+        run_id = late.submit_run("x")
+
+        assert "x" == late.await_run(run_id, timeout=15).output
 
 
 def test_a_completed_session_is_closed_for_good(asm: AgentSessions) -> None:

@@ -22,7 +22,7 @@ def test_a_doorbell_that_comes_before_the_refused_attempt_has_left_is_answered(c
         words: list[str] = []
 
         def dispatch(leases: Sequence[Lease]) -> None:
-            if not here.leases:
+            if leases and not here.leases:
                 server.pause()
             plain_dispatch(leases)
 

@@ -133,6 +133,13 @@ class ServerStates:
         return answer
 
 
+def look(client: redis.Redis, namespace: str) -> tuple[bytes, Facts]:
+    """Return a namespace's state as it is now: as canonical text, and taken apart."""
+    text = client.eval((_LUA / "read_state.lua").read_text(), 1, Keys(namespace).root)
+    assert isinstance(text, bytes)
+    return text, _facts(json.loads(text))
+
+
 def _facts(items: list[list[str]]) -> Facts:
     keys: dict[str, Any] = {}
     for name, kind, *rest in items:

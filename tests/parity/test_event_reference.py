@@ -60,9 +60,11 @@ def test_the_runtimes_events_have_the_keys_that_are_told(written: list[Event]) -
     """Every word was written, with every key that it must and none that it may not have."""
     ours = [event for event in written if event.type.startswith(("run_", "session_"))]
 
-    assert {event.type for event in ours} == set(told()) == {
-        word for word in EventType if word.startswith(("run_", "session_"))
-    } - UNWRITTEN
+    assert (
+        {event.type for event in ours}
+        == set(told())
+        == {word for word in EventType if word.startswith(("run_", "session_"))} - UNWRITTEN
+    )
     for event in ours:
         always, perhaps = told()[event.type]
         assert always <= set(event.data) <= always | perhaps, event

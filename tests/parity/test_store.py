@@ -9,6 +9,7 @@ from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
+import alembic.command
 import pytest
 from sqlalchemy import create_engine, inspect
 
@@ -16,7 +17,7 @@ from asm_celery import AgentSessions, Config, Event, Session, SessionServer, err
 from asm_celery.model import new_id
 from asm_celery.moves.coordinator import Claim, Outcome
 from asm_celery.states import RunStatus, SessionStatus
-from asm_celery.store.schema import VERSION_TABLE, migrate
+from asm_celery.store.schema import VERSION_TABLE, _settings, migrate
 from tests.parity.desk import Desk, all_events
 from tests.waiting import wait_until
 
@@ -418,6 +419,21 @@ def test_a_database_without_the_schema_says_what_to_do(tmp_path: Any, redis_url:
         migrate(config.database_url)
 
         assert asm.start_session("echo").status()
+
+
+def test_the_downgrade_drops_everything(tmp_path: Any) -> None:
+    """ST-42: nothing of ours is left but the table that remembers revisions."""
+    url = f"sqlite:///{tmp_path / 'down.db'}"
+    migrate(url)
+    engine = create_engine(url)
+
+    with engine.begin() as connection:
+        settings = _settings()
+        settings.attributes["connection"] = connection
+        alembic.command.downgrade(settings, "base")
+
+    assert [VERSION_TABLE] == inspect(engine).get_table_names()
+    engine.dispose()
 
 
 def test_tables_carry_the_rules(config: Config) -> None:

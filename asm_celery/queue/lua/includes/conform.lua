@@ -29,9 +29,11 @@ local function conform_run(session, at, records_running)
     end
   elseif state == 'waiting' or tonumber(known[3]) <= claims then
     drop_lease(run)
-    if claims >= tonumber(known[2]) then
-      redis.call('HSET', key, 'claims', claims, 'queue', queue, 'not_before',
-        tonumber(ARGV[at + 7]) > 0 and now + tonumber(ARGV[at + 7]) or 0)
+    local before, waits = tonumber(known[2]), tonumber(ARGV[at + 7])
+    if claims >= before then redis.call('HSET', key, 'claims', claims, 'queue', queue) end
+    -- nothing new and no back-off: the delay of a run whose agent was lacking stays
+    if claims > before or claims == before and waits > 0 then
+      redis.call('HSET', key, 'not_before', waits > 0 and now + waits or 0)
     end
   end
 end
