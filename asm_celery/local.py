@@ -38,7 +38,13 @@ class LocalParts:
         except BaseException:
             server.stop()
             raise
-        settings = {"redis_url": server.url, "database_url": database, "home": str(home)}
+        # the broker too is the embedded server, whatever the environment says
+        settings = {
+            "redis_url": server.url,
+            "broker_url": None,
+            "database_url": database,
+            "home": str(home),
+        }
         return cls(server, settings, concurrency)
 
     def start_worker(self, app: CeleryApp) -> None:

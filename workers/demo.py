@@ -89,8 +89,10 @@ def _play(call: Call, asm: AgentSessions, stop: _Stop) -> Exit:
     surprises = play.surprises()
     for surprise in surprises:
         call.talk(f"unexpected: {surprise}")
+    if surprises:
+        return Exit.FAILED
     call.text(play.summary())
-    return Exit.FAILED if surprises else Exit.COMPLETED
+    return Exit.COMPLETED
 
 
 def _end_all(asm: AgentSessions) -> None:

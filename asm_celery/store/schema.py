@@ -12,7 +12,7 @@ import alembic.command
 import alembic.config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, exc, inspect
+from sqlalchemy import Engine, create_engine, exc, inspect
 
 from asm_celery.config import mask
 from asm_celery.errors import StorageConnectionFailed
@@ -37,7 +37,7 @@ def migrate(database_url: str, revision: str = "head") -> str:
     path = url.removeprefix("sqlite:///")
     if path != url:
         Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url)
+    engine = _engine(url)
     try:
         with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -62,7 +62,7 @@ def migrate(database_url: str, revision: str = "head") -> str:
 
 def revision_of(database_url: str) -> tuple[str | None, str]:
     """Return (the revision the database has, the newest this release knows); None: no schema at all."""
-    engine = create_engine(database_url)
+    engine = _engine(database_url)
     try:
         with engine.connect() as connection:
             newest = ScriptDirectory.from_config(_settings()).get_current_head() or ""
@@ -74,6 +74,12 @@ def revision_of(database_url: str) -> tuple[str | None, str]:
         raise StorageConnectionFailed(f"cannot reach {mask(database_url)}: {cause.orig}") from cause
     finally:
         engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    # a host that drops packets is an error within seconds, not a hang
+    limits = {"connect_timeout": 5} if url.startswith("postgresql") else {}
+    return create_engine(url, connect_args=limits)
 
 
 def _settings() -> alembic.config.Config:

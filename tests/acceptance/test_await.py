@@ -156,9 +156,7 @@ def test_each_way_a_run_ends_has_its_error(asm: AgentSessions, worker: StartWork
     assert waiting.get_events(run_id=goes_on)[-1].sequence == result.last_sequence
 
 
-async def test_a_coroutine_awaits_as_a_thread_does(
-    config: Config, worker: StartWorker, gate: Gate
-) -> None:
+async def test_a_coroutine_awaits_as_a_thread_does(config: Config, worker: StartWorker, gate: Gate) -> None:
     """`aio` gives the same results and raises the same errors."""
     worker(pool="threads")
     async with AsyncAgentSessions(config) as asm:

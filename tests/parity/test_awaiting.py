@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,22 +24,6 @@ def test_a_result_can_be_awaited_any_number_of_times(desk: Desk) -> None:
     assert first == server.await_run(run_id)
     assert first == desk.another().attach("s").await_run(run_id, timeout=5)
     assert (RunStatus.COMPLETED, "x") == (first.status, first.output)
-
-
-def test_every_awaiter_gets_the_same_answer(desk_on_each: Desk) -> None:
-    """SS-61: ten threads in two processes."""
-    here = desk_on_each.start("gate", session_id="s")
-    there = desk_on_each.another().attach("s")
-    desk_on_each.work()
-    run_id = here.submit_run("x")
-
-    with ThreadPoolExecutor(10) as threads:
-        answers = [threads.submit(server.await_run, run_id, 20) for server in [here] * 5 + [there] * 5]
-        desk_on_each.running(here)
-        desk_on_each.gates.open("x")
-        results = [answer.result() for answer in answers]
-
-    assert [here.await_run(run_id)] * 10 == results
 
 
 def test_awaiting_a_failed_run_raises_its_error(desk: Desk) -> None:
@@ -89,28 +72,6 @@ def test_impatience_is_a_typed_error_and_changes_nothing(desk: Desk) -> None:
     desk.gates.open("x", "y")
     assert "x" == server.await_run(run_id).output
     assert "y" == server.await_run(executing.value.run_id).output
-
-
-@pytest.mark.parametrize("run_id", ["run_nonsense", "", f"run_{0:032x}"])
-def test_an_unknown_run_is_not_found_at_once(desk: Desk, run_id: str) -> None:
-    """SS-65, ST-8: nobody waits for a run that cannot come."""
-    server, began = desk.start(), time.monotonic()
-
-    with pytest.raises(errors.RunNotFound) as refused:
-        server.await_run(run_id, timeout=60)
-
-    assert "run_not_found" == refused.value.code
-    assert time.monotonic() - began < 10
-
-
-def test_a_run_of_another_session_is_not_found(desk: Desk) -> None:
-    """SS-65: a handle answers for its own session only; asm.get_run for all."""
-    run_id = desk.start().submit_run(1)
-
-    with pytest.raises(errors.RunNotFound):
-        desk.start().await_run(run_id)
-
-    assert run_id == desk.asm.get_run(run_id).run_id
 
 
 def test_execute_is_submit_and_await(desk: Desk) -> None:

@@ -44,27 +44,6 @@ def test_a_subscription_gives_numbered_events_of_its_session(desk: Desk) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
-    [
-        ({"from_sequence": -1}, errors.ValidationError),
-        ({"from_sequence": "3"}, errors.ValidationError),
-        ({"from_sequence": 1.5}, errors.ValidationError),
-        ({"from_sequence": True}, errors.ValidationError),
-        ({"type": "Not A Word"}, errors.InvalidEventType),
-        ({"type": ["run_started", 5]}, errors.InvalidEventType),
-        ({"type": 5}, errors.ValidationError),
-        ({"run_id": "run_7"}, errors.RunNotFound),
-    ],
-)
-def test_what_cannot_be_followed_is_refused(desk: Desk, words: dict[str, Any], kind: type) -> None:
-    """SS-131, SS-134: a place is a whole number from 0, a type is a word, a run is one of the session."""
-    server = desk.start()
-
-    with pytest.raises(kind):
-        server.subscribe(**words)
-
-
-@pytest.mark.parametrize(
     ("from_sequence", "first"), [(0, 1), (1, 1), (2, 2), (5, 5), (12, 12), (13, None), (99, None)]
 )
 def test_the_place_is_inclusive(desk: Desk, from_sequence: int, first: int | None) -> None:

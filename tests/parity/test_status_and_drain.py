@@ -8,7 +8,6 @@ from dataclasses import fields
 import pytest
 
 from asm_celery import SessionStatusReport, errors
-from asm_celery.model import Event
 from asm_celery.states import RunStatus, SessionStatus
 from tests.parity.desk import Desk
 from tests.waiting import wait_until
@@ -111,24 +110,6 @@ def test_drain_tells_what_is_left_and_why(desk: Desk, timeout: float) -> None:
     assert RunStatus.COMPLETED is server.get_run(queued).status
 
 
-def test_drain_without_a_limit_waits_as_long_as_it_takes(desk: Desk) -> None:
-    """SS-124: None; a negative or odd patience is refused."""
-    server = desk.start("gate")
-    desk.work()
-    run_id = server.submit_run("x")
-    desk.running(server)
-
-    with ThreadPoolExecutor(1) as threads:
-        drain = threads.submit(server.drain, None)
-        desk.gates.open("x")
-        assert drain.result(20) is None
-
-    assert server.get_run(run_id).is_terminal
-    for timeout in (-1, float("inf"), float("nan"), "1"):
-        with pytest.raises(errors.ValidationError):
-            server.drain(timeout)  # type: ignore[arg-type]
-
-
 def test_a_cancelled_run_does_not_hold_up_a_drain(desk: Desk) -> None:
     """SS-126: withdrawing what waits and finishing what runs empties the session."""
     server = desk.start("gate")
@@ -145,29 +126,6 @@ def test_a_cancelled_run_does_not_hold_up_a_drain(desk: Desk) -> None:
     assert [RunStatus.COMPLETED, RunStatus.CANCELLED] == [run.status for run in server.list_runs()]
 
 
-def test_drain_leaves_the_session_open_unless_told_otherwise(desk: Desk) -> None:
-    """SS-127: it stops nothing; with accept=False it closes admission, and what waits still runs."""
-    server = desk.start("gate")
-    desk.work()
-    run_ids = [server.submit_run(number) for number in range(2)]
-    desk.running(server)
-
-    with pytest.raises(errors.DrainTimeout):
-        server.drain(0)
-    run_ids.append(server.submit_run(2))
-    with pytest.raises(errors.DrainTimeout):
-        server.drain(0, accept=False)
-    with pytest.raises(errors.SessionDraining):
-        server.submit_run(3)
-    desk.gates.open(0, 1, 2)
-    server.drain(20, accept=False)
-
-    assert SessionStatus.DRAINING is server.status().status
-    assert {RunStatus.COMPLETED} == {run.status for run in server.list_runs()}
-    server.complete()
-    assert SessionStatus.COMPLETED is server.status().status
-
-
 def test_subscribers_of_all_processes_are_counted(desk: Desk) -> None:
     """SS-110, SS-146, SS-153: each process counts its own under its beat; who leaves is counted no more."""
     here = desk.start(session_id="s")
@@ -182,12 +140,3 @@ def test_subscribers_of_all_processes_are_counted(desk: Desk) -> None:
     mine.close()
     wait_until(lambda: 0 == there.status().subscribers, description="none is left")
     assert ["session_created", "session_started"] == [event.type for event in here.get_events()]
-
-
-def test_a_callers_event_is_no_work(desk: Desk) -> None:
-    """SS-120: only runs are drained."""
-    server = desk.start()
-
-    server.append_events([Event.new("note", server.session_id)])
-
-    server.drain(0)

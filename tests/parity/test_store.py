@@ -13,8 +13,7 @@ import alembic.command
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from asm_celery import AgentSessions, Config, Event, Session, SessionServer, errors
-from asm_celery.model import new_id
+from asm_celery import Config, Event, SessionServer, errors
 from asm_celery.moves.coordinator import Claim, Outcome
 from asm_celery.states import RunStatus, SessionStatus
 from asm_celery.store.schema import VERSION_TABLE, _settings, migrate
@@ -147,58 +146,6 @@ def test_a_callers_events_are_numbered_and_kept_in_order(desk_on_each: Desk) -> 
     assert 5 == desk_on_each.asm.list_sessions()[0].last_sequence
 
 
-def test_an_event_id_is_stored_once(desk_on_each: Desk) -> None:
-    """ST-16, ST-19: repeated alone or in a batch, the first one is returned and nothing is numbered."""
-    server = desk_on_each.start()
-    one, two = notes(server, 2)
-
-    first = server.append_events([one])
-    again = server.append_events([two, one, two, one])
-
-    assert [4, 3, 4, 3] == [event.sequence for event in again]
-    assert first == server.append_events([one])
-    assert [3, 4] == [event.sequence for event in server.get_events(after=2)]
-
-
-def test_an_event_id_belongs_to_one_session(desk_on_each: Desk) -> None:
-    """ST-17: a conflict, and nothing of the batch is stored."""
-    server, other = desk_on_each.start(), desk_on_each.start()
-    [event] = server.append_events(notes(server, 1))
-    fresh, copied = notes(other, 1)[0], Event.new("note", other.session_id, event_id=event.event_id)
-
-    with pytest.raises(errors.AlreadyExists, match=server.session_id):
-        other.append_events([fresh, copied])
-
-    assert 2 == len(all_events(other))
-
-
-def test_an_event_needs_a_session(desk_on_each: Desk) -> None:
-    """ST-18: appending to a session that does not exist is refused."""
-    ghost = SessionServer(desk_on_each.asm._runtime, Session.new("echo"))
-
-    with pytest.raises(errors.SessionNotFound):
-        ghost.append_events(notes(ghost, 1))
-
-
-def test_an_empty_batch_is_nothing(desk_on_each: Desk) -> None:
-    """ST-20: and draws no number."""
-    server = desk_on_each.start()
-
-    assert [] == server.append_events([])
-    assert 2 == len(all_events(server))
-
-
-@pytest.mark.parametrize("odd", [{"type": "note"}, None, "note", Event.new("note", "another")])
-def test_what_is_no_event_of_the_session_spoils_the_whole_batch(desk: Desk, odd: Any) -> None:
-    """ST-21, ST-35: a typed error and nothing written."""
-    server = desk.start()
-
-    with pytest.raises(errors.ValidationError):
-        server.append_events([*notes(server, 2), odd])
-
-    assert 2 == len(all_events(server))
-
-
 def test_a_session_without_events_is_at_0(desk_on_each: Desk) -> None:
     """ST-22: the number of the last event of an unknown session."""
     with desk_on_each.asm._runtime().store.read() as tx:
@@ -223,16 +170,6 @@ def test_after_and_before_are_exclusive_and_everything_combines(desk_on_each: De
     assert [] == found(after=11)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [{"limit": 0}, {"limit": -1}, {"limit": 1001}, {"after": -1}, {"before": -1}, {"wait_timeout": -1}],
-)
-def test_bounds_are_checked_alike_everywhere(desk: Desk, words: dict[str, Any]) -> None:
-    """ST-25: at the door, so that no database has its own idea."""
-    with pytest.raises(errors.ValidationError):
-        desk.start().get_events(**words)
-
-
 def test_since_includes_its_moment(desk_on_each: Desk) -> None:
     """ST-26: at or after, on both databases."""
     server = desk_on_each.start()
@@ -245,27 +182,6 @@ def test_since_includes_its_moment(desk_on_each: Desk) -> None:
 
     assert (2, 1) == (count(first.timestamp), count(later.timestamp))
     assert 0 == count(later.timestamp + timedelta(microseconds=1))
-
-
-def test_waiting_for_events_ends_with_the_first_that_matches(desk_on_each: Desk) -> None:
-    """ST-27, ST-28, ST-30, ST-31: at once if there are some; others do not wake it."""
-    server, other = desk_on_each.start(), desk_on_each.start()
-    assert 2 == len(server.get_events(wait_timeout=60))
-    assert [] == server.get_events(after=2)
-
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(server.get_events, 2, type="wanted", wait_timeout=60)
-        server.append_events(notes(server, 2))
-        other.append_events([Event.new("wanted", other.session_id)])
-        assert not waiting.done()
-        server.append_events([Event.new("wanted", server.session_id)])
-
-        assert [5] == [event.sequence for event in waiting.result(20)]
-
-
-def test_waiting_in_vain_gives_an_empty_list(desk: Desk) -> None:
-    """ST-29: after the time, and no sooner by much."""
-    assert [] == desk.start().get_events(after=2, wait_timeout=0.2)
 
 
 def test_closing_lets_waiting_readers_go(desk: Desk) -> None:
@@ -404,21 +320,6 @@ def test_a_busy_database_is_waited_for(desk: Desk) -> None:
         other.execute("COMMIT")
 
         assert 1 == len(appended.result(20))
-
-
-def test_a_database_without_the_schema_says_what_to_do(tmp_path: Any, redis_url: str) -> None:
-    """ST-42: migration_required and the command; after it everything works."""
-    config = Config(
-        database_url=f"sqlite:///{tmp_path / 'bare.db'}", redis_url=redis_url, namespace=new_id("n")
-    )
-
-    with AgentSessions(config) as asm:
-        with pytest.raises(errors.MigrationRequired, match="asm migrate") as refused:
-            asm.start_session("echo")
-        assert "migration_required" == refused.value.code
-        migrate(config.database_url)
-
-        assert asm.start_session("echo").status()
 
 
 def test_the_downgrade_drops_everything(tmp_path: Any) -> None:
