@@ -14,8 +14,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
-import click
-
 from asm_celery import aio, errors, limiter, model, operations, server, sessions
 from asm_celery.cli.commands import asm as program
 from asm_celery.cli.exits import MEANING
@@ -90,16 +88,13 @@ def verbs() -> str:
 
 
 def commands() -> str:
-    """Return the help of every command."""
-    root = click.Context(program, info_name="asm")
-    texts = [
-        command.get_help(click.Context(command, info_name=name, parent=root, max_content_width=100))
-        for name, command in sorted(program.commands.items())
-    ]
-    return "\n\n".join(
-        f"## {name}\n\n```text\n{text.strip()}\n```"
-        for name, text in zip(sorted(program.commands), texts, strict=True)
-    )
+    """Return the help of `asm` and of every command."""
+    root = program.make_context("asm", [], resilient_parsing=True, terminal_width=100)
+    helps = {"asm": program.get_help(root).partition("\n  Exit codes:")[0]}
+    for name, command in sorted(program.commands.items()):
+        context = command.make_context(name, [], parent=root, resilient_parsing=True)
+        helps[f"asm {name}"] = command.get_help(context)
+    return "\n\n".join(f"## {name}\n\n```text\n{text.strip()}\n```" for name, text in helps.items())
 
 
 def exit_codes() -> str:

@@ -10,9 +10,9 @@ from asm_celery.agent import AgentRegistry
 from asm_celery.config import Config
 from asm_celery.errors import AsmError
 from asm_celery.model import Lease, Run, Session
+from asm_celery.moves.admission import SubmitOptions
 from asm_celery.moves.coordinator import Claim
 from asm_celery.moves.outcome import Outcome
-from asm_celery.moves.admission import SubmitOptions
 from asm_celery.runtime import Runtime
 from asm_celery.server import SessionServer
 from asm_celery.states import RunStatus

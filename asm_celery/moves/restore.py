@@ -128,9 +128,10 @@ class Restore:
         # running runs first: their leases take limiter slots before anything could be promoted
         for wanted in (RunStatus.RUNNING, RunStatus.PENDING):
             for page in self._pages():
-                chosen = [run for run in page if run.status is wanted]
-                self._write(chosen)
-                yield from chosen
+                self._write([run for run in page if run.status is wanted])
+                # all of it: a run that another restorer's open gate lets start between the two passes is
+                # waiting in the first and running in the second, and must not be taken for one that is over
+                yield from page
 
     def _write(self, runs: list[OpenRun]) -> None:
         by_session = sorted(runs, key=lambda run: (run.session_id, run.position))

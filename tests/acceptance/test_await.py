@@ -48,7 +48,7 @@ def test_a_hundred_waiters_of_another_process_return_after_the_terminal_event(
     assert min(waited) >= 0
     p95_ms = statistics.quantiles(waited, n=20)[-1] * 1000
     record_property("await_p95_ms", round(p95_ms, 1))
-    print(f"await_run by {len(waited)} waiters: p95 {p95_ms:.0f} ms after the terminal event")
+    print(f"await_run by {len(waited)} waiters: p95 {p95_ms:.0f} ms after the terminal event")  # noqa: T201
     assert p95_ms < 2000
 
 

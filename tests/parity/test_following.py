@@ -188,7 +188,8 @@ def test_without_a_database_following_is_a_typed_error(desk: Desk) -> None:
     server = desk.start()
     run_id = server.submit_run(1)
 
-    with desk.without_database(server).subscribe() as events, pytest.raises(errors.StorageConnectionFailed):
+    cut_off = desk.without_database(server)
+    with pytest.raises(errors.StorageConnectionFailed), cut_off.subscribe() as events:
         events.get(timeout=30)
 
     assert [run_id] == server.status().queued_runs
