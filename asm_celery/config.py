@@ -34,8 +34,6 @@ _OVERRIDES: ContextVar[dict[str, Any] | None] = ContextVar("asm_celery_config_ov
 # Variables of this prefix that are not settings of the library.
 _OTHER_VARIABLES = ("ASM_TEST_", "ASM_EMBEDDED_", "ASM_DEV_")
 
-Seconds = Annotated[float, Field(ge=0.01, le=86_400)]
-
 
 class Config(BaseSettings):
     """Every setting of asm_celery.
@@ -67,8 +65,6 @@ class Config(BaseSettings):
     """Waiting runs of a session unless start_session says otherwise; 0: no waiting."""
 
     # time
-    await_timeout_s: Seconds = 60.0
-    """The patience of await_run, execute_run and drain unless they say otherwise."""
     beat_s: Annotated[float, Field(ge=0.05, le=60)] = 3.0
     """How often a living executor raises its beat."""
     lease_s: Annotated[float, Field(ge=0.3, le=3600)] = 15.0

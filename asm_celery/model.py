@@ -297,8 +297,8 @@ class StopReceipt:
     """What a stop request came to.
 
     Attributes:
-        state: ``withdrawn`` (it never started), ``requested`` (it runs and was told) or
-            ``already_terminal`` (nothing changed).
+        state: ``withdrawn`` (it never started), ``requested`` (it runs and was told),
+            ``already_terminal`` or ``passed`` (meant for a claim that has passed): nothing changed.
         kind: the request that decides: the first committed one, which may be another's.
     """
 

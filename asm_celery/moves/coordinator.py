@@ -229,9 +229,7 @@ class Coordinator:
         is_handed_back = outcome.status is RunStatus.PENDING
         if is_handed_back or (outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts):
             delay_s = 0.0 if is_handed_back else self._backoff(run.attempt)
-            again = tx.runs.requeue(
-                run.run_id, claim, delay_s=delay_s, counts=not is_handed_back, **place
-            )
+            again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, counts=not is_handed_back, **place)
             if again is not None:
                 tx.append(run.session_id, [*events, requeued_event(again, outcome, delay_s)])
                 return again

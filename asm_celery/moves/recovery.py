@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from asm_celery.agent import AgentRegistry
 from asm_celery.codec import encode
@@ -27,6 +28,9 @@ from asm_celery.store.run_queries import HeldRun
 from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
+
+# Rows of executors that ended without a word say who was here; a day is enough for that.
+_FORGET_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +218,7 @@ class Recovery:
     def _enroll(self) -> None:
         with self._log.transaction() as tx:
             self._restore.seed_limits(tx)
+            tx.executors.forget(_FORGET_S)
             for spec in self._registry:
                 terms = AgentTerms(
                     queue=spec.queue or self._config.default_queue,

@@ -7,6 +7,7 @@ until one worker has written everything that is open, limits first, and opens th
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -37,6 +38,8 @@ class Restore:
         self._promoter = promoter
         self._restorer = new_id("res")
         self._missing: set[str] = set()
+        # the right to restore belongs to this object, and two threads of a worker share it
+        self._one_at_a_time = threading.Lock()
 
     def run_if_cold(self) -> bool:
         """Restore everything if Redis is cold; True if this call opened the gate.
@@ -44,6 +47,10 @@ class Restore:
         Guarantee: idempotent at every step; a death half-way leaves the gate closed, and the next caller
         begins again.  One script when Redis is warm.
         """
+        with self._one_at_a_time:
+            return self._run_if_cold()
+
+    def _run_if_cold(self) -> bool:
         queue = self._promoter.queue
         if queue.begin_restore(self._restorer, hold_s=_RIGHT_S) != "mine":
             return False

@@ -47,11 +47,16 @@ class Stopper:
         reason: str | None = None,
         by: str = "caller",
         session_id: str | None = None,
+        only_claim: int | None = None,
     ) -> StopReceipt:
         """Ask for a run to stop; the first committed request of a run decides, for ever.
 
         One transaction, then one script or one message.  Guarantee: idempotent; when this returns, the
         run can end only as the deciding request says.
+
+        Args:
+            only_claim: do nothing unless this is the claim the run has, or will have next: what was meant
+                for a claim that has passed must not hit a later one.
 
         Raises:
             RunNotFound: no such run, or not of `session_id`.
@@ -61,6 +66,8 @@ class Stopper:
             stops = Stops()
             with self._log.transaction() as tx:
                 run = self._known(tx, run_id, session_id)
+                if only_claim is not None and only_claim != _present_claim(run):
+                    return StopReceipt(run_id=run_id, state="passed", status=run.status)
                 receipt = self._stop(tx, run, kind, reason, by, stops)
                 if receipt is not None:
                     operation = {StopKind.TIMEOUT: "timeout"}.get(kind, kind.value)
@@ -149,6 +156,10 @@ class Stopper:
                 details={"run_id": run_id, "session_id": session_id},
             )
         return run
+
+
+def _present_claim(run: Run) -> int:
+    return run.claims + (run.status is RunStatus.PENDING)
 
 
 def terminal_event(run: Run, data: dict[str, object]) -> Event:

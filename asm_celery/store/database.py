@@ -150,7 +150,10 @@ def _engine(config: Config) -> Engine:
         )
     path = url.removeprefix("sqlite:///")
     if path and path != ":memory:":
-        Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise StorageConnectionFailed(f"the folder of {url} cannot be made: {cause.strerror}") from cause
     # autocommit at the driver: transactions begin by our own BEGIN IMMEDIATE, and only then
     engine = create_engine(
         url,

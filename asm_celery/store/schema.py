@@ -36,7 +36,10 @@ def migrate(database_url: str, revision: str = "head") -> str:
     url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     path = url.removeprefix("sqlite:///")
     if path != url:
-        Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise StorageConnectionFailed(f"the folder of {url} cannot be made: {cause.strerror}") from cause
     engine = _engine(url)
     try:
         with engine.begin() as connection:

@@ -52,6 +52,11 @@ class ExecutorHost:
             )
         return self._executor
 
+    @property
+    def is_started(self) -> bool:
+        """True where an executor runs: in a prefork child, or the main process of other pools."""
+        return self._executor is not None
+
     def start(
         self,
         *,

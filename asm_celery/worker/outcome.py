@@ -26,9 +26,7 @@ class Ending:
     error: BaseException | None = None
 
 
-def judge(
-    ending: Ending, attempt: Attempt, tally: Tally, config: Config, *, may_return: bool
-) -> Outcome:
+def judge(ending: Ending, attempt: Attempt, tally: Tally, config: Config, *, may_return: bool) -> Outcome:
     """Return what the run becomes.
 
     Args:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import Celery, bootsteps, current_app, signals
 
+from asm_celery.dispatch import TASK
+from asm_celery.errors import AsmError
 from asm_celery.runtime import Runtime
+from asm_celery.states import StopKind
 from asm_celery.worker import pool
 from asm_celery.worker.heartbeat import announced_name
 from asm_celery.worker.host import ExecutorHost
@@ -53,6 +57,7 @@ class WorkerLife:
         signals.worker_process_shutdown.connect(self._on_child_end)
         signals.worker_shutting_down.connect(self._on_stop_signal)
         signals.worker_shutdown.connect(self._on_end)
+        signals.task_revoked.connect(self._on_revoked)
 
     def declare_queues(self) -> None:
         """Have this application's workers consume the default queue and those of the registered agents."""
@@ -109,6 +114,29 @@ class WorkerLife:
     def _on_end(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
             self._host.stop()
+
+    def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        """Make a revoke of a run's task what it means: a cancel of that run.
+
+        Celery discards every message of a revoked id from now on, so a run that only waited would never
+        start, and never end.
+        """
+        if sender.name == TASK and sender.app is self._app:
+            # this is Celery's event loop, which must not wait for a database
+            threading.Thread(target=self._cancel, args=(request.id,), name="asm-revoked", daemon=True).start()
+
+    def _cancel(self, task_id: str) -> None:
+        run_id, _, claim = task_id.partition(".")
+        try:
+            runtime = self._runtime_of()
+            runtime.stopper.request(
+                run_id, StopKind.CANCEL, reason="revoked", by="celery revoke", only_claim=int(claim or 1)
+            )
+            if not self._host.is_started:
+                # the main process of a prefork worker opened connections just now, and may still fork
+                runtime.close()
+        except (AsmError, ValueError) as cause:
+            log.warning("the revoke of %s could not be carried out: %s", task_id, cause)
 
     def _start(self, worker: str, slots: int) -> None:
         self._host.start(

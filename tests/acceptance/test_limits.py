@@ -67,7 +67,9 @@ def test_leases_are_granted_exactly_in_turns(asm: AgentSessions, config: Config)
         for number in range(RUNS):
             server.submit_run(number)
     bells = RecordingDispatcher()
-    runtime = Runtime(config.model_copy(update={"max_parallel_runs": LIMIT}), AgentRegistry(), bells)
+    # announced once, for longer than this takes
+    settings = config.model_copy(update={"max_parallel_runs": LIMIT, "lease_s": 120.0})
+    runtime = Runtime(settings, AgentRegistry(), bells)
     runtime.recovery.announce("executor", "worker", 100, [config.default_queue])
     done = 0
     while done < len(bells.rung):

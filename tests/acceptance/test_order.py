@@ -20,8 +20,8 @@ SESSIONS, RUNS = (200, 20) if FULL else (40, 6)
 # under noise each doorbell costs three messages, and claims are refused on purpose
 NOISY_SESSIONS = SESSIONS if FULL else 20
 PATIENCE_S = 900.0 if FULL else 90.0
-# two busy cores must not look like a dead worker: what dies is another file's subject
-LEASE_S = 10.0
+# Two busy cores must not look like a dead worker; and no doorbell is repeated, so that a lost one stalls.
+SETTINGS = {"lease_s": 10.0, "ring_s": 60.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ def test_runs_start_in_the_order_of_their_submits_and_never_more_than_the_slots(
     """On two prefork workers and on one of eight threads: FIFO at 1 slot, the first three at 3 slots."""
     if pool == "prefork":
         for _ in range(2):
-            worker(pool="prefork", concurrency=2, lease_s=LEASE_S)
+            worker(pool="prefork", concurrency=2, **SETTINGS)
     else:
-        worker(pool="threads", concurrency=8, lease_s=LEASE_S)
+        worker(pool="threads", concurrency=8, **SETTINGS)
 
     lines = submit_all(asm, SESSIONS)
 
@@ -122,7 +122,7 @@ def test_order_holds_when_every_message_comes_three_times_and_in_any_order(
     """A repeated or late doorbell changes nothing but time."""
     monkeypatch.setattr(CeleryDispatcher, "dispatch", noise.noisy())
     workers = [
-        worker(pool=pool, concurrency=concurrency, lease_s=LEASE_S, **{noise.VARIABLE: 1})
+        worker(pool=pool, concurrency=concurrency, **SETTINGS, **{noise.VARIABLE: 1})
         for pool, concurrency in (("prefork", 2), ("threads", 4))
     ]
 

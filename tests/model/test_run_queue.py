@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -67,7 +68,11 @@ class RunQueueMachine(RuleBasedStateMachine):
         self.announce("e1", 1, ("q",))
         self.announce("e3", 1, ("r",))
 
-    @rule(session_id=st.sampled_from(SESSIONS), queue=st.sampled_from(QUEUES), is_told=st.booleans())
+    @rule(
+        session_id=st.sampled_from(SESSIONS),
+        queue=st.sampled_from(QUEUES),
+        is_told=st.sampled_from([True, True, True, False]),
+    )
     def submit(self, session_id: str, queue: str, is_told: bool) -> None:
         """A run is committed; Redis hears of it now, later or through another."""
         position = sum(saying[0].session_id == session_id for saying in self.said.values()) + 1
@@ -105,6 +110,26 @@ class RunQueueMachine(RuleBasedStateMachine):
         last = self.said[run.run_id][-1]
         if last.status == "pending" and last.claims == run.claim - 1:
             self._say(run, status="running", claims=run.claim, executor=run.executor)
+
+    @precondition(lambda self: self._leases("dispatched"))
+    @rule(data=st.data(), executor=st.sampled_from(sorted(EXECUTORS)))
+    def start(self, data: st.DataObject, executor: str) -> None:
+        """What mostly happens: the oldest doorbell is answered and its run claimed."""
+        run = min(self._leases("dispatched"), key=lambda run: run.grant)
+        assert self.queue.begin(run.run_id, run.claim, executor, "nonce")
+        run.state, run.executor = "begun", executor
+        last = self.said[run.run_id][-1]
+        if last.status == "pending" and last.claims == run.claim - 1:
+            self._say(run, status="running", claims=run.claim, executor=executor)
+
+    @precondition(lambda self: self.said)
+    @rule(data=st.data(), queue=st.sampled_from(QUEUES))
+    def reroute(self, data: st.DataObject, queue: str) -> None:
+        """A waiting run's doorbells go to another queue from now on; Redis has yet to hear of it."""
+        run_id = data.draw(st.sampled_from(sorted(self.said)))
+        last = self.said[run_id][-1]
+        if last.status == "pending":
+            self.said[run_id].append(replace(last, queue=queue))
 
     @precondition(lambda self: self.model.runs)
     @rule(data=st.data())
@@ -324,9 +349,7 @@ class RunQueueMachine(RuleBasedStateMachine):
         return [run for run in self.model.runs.values() if run.state == state]
 
     def _say(self, run: ReferenceRun, **values: Any) -> None:
-        last = self.said[run.run_id][-1]
-        saying = {name: getattr(last, name) for name in Saying.__slots__} | values
-        self.said[run.run_id].append(Saying(**saying))
+        self.said[run.run_id].append(replace(self.said[run.run_id][-1], **values))
 
     def _enqueue(self, run_id: str, which: int = -1) -> None:
         saying = self.said[run_id][which]
@@ -386,8 +409,8 @@ def test_run_queue_does_what_the_reference_does(redis_url: str) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=2000 if IS_FULL else 60,
-            stateful_step_count=50 if IS_FULL else 30,
+            max_examples=1000 if IS_FULL else 100,
+            stateful_step_count=60 if IS_FULL else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
