@@ -12,12 +12,11 @@ from tests.waiting import wait_until
 from tests.workers import WorkerProcess
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_revoked_run_that_waits_is_cancelled_and_holds_nothing(
-    sqlite_config: Config, start_worker: Callable[..., WorkerProcess], pool: str
+    sqlite_config: Config, start_worker: Callable[..., WorkerProcess]
 ) -> None:
     """Its doorbell lies in the broker behind a busy worker; once a worker hears the revoke, the run has ended."""
-    start_worker("workers.app", pool=pool, concurrency=1)
+    start_worker("workers.app", pool="prefork", concurrency=1)
     with AgentSessions(sqlite_config) as asm:
         busy, waiting = asm.start_session("sleeper"), asm.start_session("echo")
         first = busy.submit_run(1.5)
