@@ -13,7 +13,7 @@ from tests.acceptance.elsewhere import Elsewhere, together
 from tests.waiting import wait_until
 
 EVENTS = 10_000 if FULL else 2_000
-PROCESSES, WRITERS = 4, 2
+PROCESSES, WRITERS = 2, 4
 SIZE = 10
 
 
@@ -33,7 +33,7 @@ def sequences(server: SessionServer) -> list[int]:
 def test_eight_writers_number_their_events_without_a_hole(
     asm: AgentSessions, env: dict[str, str], worker: StartWorker, gate: Gate
 ) -> None:
-    """Two threads in each of four processes append, each batch twice, while an agent streams into the log."""
+    """Four threads in each of two processes append, each batch twice, while an agent streams into the log."""
     worker(pool="threads", lease_s=10.0)
     server = asm.start_session("speak")
     run_id = server.submit_run({"words": [f"{number} " for number in range(200)], "gate": str(gate)})
