@@ -42,7 +42,7 @@ class Restore:
         self._one_at_a_time = threading.Lock()
 
     def run_if_cold(self) -> bool:
-        """Restore everything if Redis is cold; True if this call opened the gate.
+        """Restore everything if Redis is cold; True if it was, and this call saw the gate open again.
 
         Guarantee: idempotent at every step; a death half-way leaves the gate closed, and the next caller
         begins again.  One script when Redis is warm.

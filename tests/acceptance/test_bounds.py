@@ -72,6 +72,24 @@ def test_one_slot_and_a_bound_of_two_take_three_of_four(asm: AgentSessions) -> N
     assert accepted == [run.run_id for run in server.list_runs()]
 
 
+def test_a_bound_of_zero_runs_when_idle_and_refuses_when_busy(
+    asm: AgentSessions, worker: StartWorker, gate: Gate
+) -> None:
+    """Nothing may wait in a session of bound 0, and nothing accepted is lost."""
+    worker(pool="threads")
+    server = asm.start_session("gate", max_queued_runs=0)
+    first = held(server, gate)
+
+    with pytest.raises(errors.QueueFull) as refused:
+        server.submit_run({"gate": str(gate)})
+    gate.open()
+
+    assert (1, 1) == (refused.value.limit, refused.value.depth)
+    assert first == server.await_run(first).run_id
+    assert "again" == server.execute_run({"gate": str(gate), "value": "again"}).output
+    assert 2 == len(server.list_runs())
+
+
 @pytest.mark.parametrize(
     "bounds", [{"max_queued_runs": -1}, {"max_concurrent_runs": 0}, {"max_queued_runs": "five"}]
 )

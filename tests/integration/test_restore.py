@@ -3,30 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from asm_celery.config import Config
+from asm_celery.moves import restore as restoring
+from tests.waiting import wait_until
 from tests.world import World
 
 
-def test_a_run_that_starts_between_the_passes_of_a_restore_is_not_forgotten(config: Config) -> None:
-    """Two threads of a worker restore at its start; the first to end opens the gate under the second."""
-    world = World(config, slots=0)
-    run_id = world.submit(world.session())
-    restore = world.runtime.recovery._restore
+def test_a_run_that_starts_between_the_passes_of_a_restore_is_not_forgotten(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restorer so slow that its right has ended is followed by another, whose open gate lets a run start."""
+    slow, quick = World(config, slots=0), World(config, slots=0)
+    monkeypatch.setattr(restoring, "_RIGHT_S", 0.05)
+    run_id = slow.submit(slow.session())
+    restore = slow.runtime.recovery._restore
     pages, passes = restore._pages, []
 
     def meanwhile() -> Iterator[Any]:
         passes.append(1)
         if len(passes) == 2:
-            restore._pages = pages  # type: ignore[method-assign]
-            world.announce()
-            world.start()
+            restored = quick.runtime.recovery._restore.run_if_cold
+            wait_until(restored, description="the right of the slow one ends, and another opens the gate")
+            quick.announce()
+            quick.start()
         yield from pages()
 
-    restore._pages = meanwhile  # type: ignore[method-assign]
+    monkeypatch.setattr(restore, "_pages", meanwhile)
     restore.run_if_cold()
 
-    assert {run_id} == world.runtime.queue.known()
-    assert 1 == world.runtime.limiter.get_status().active_runs
+    assert {run_id} == slow.runtime.queue.known()
+    assert 1 == slow.runtime.limiter.get_status().active_runs
+    slow.close()
+    quick.close()
+
+
+def test_threads_of_one_process_restore_one_after_the_other(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right belongs to the process; the second thread finds an open gate and nothing to do."""
+    world = World(config, slots=0)
+    world.submit(world.session())
+    restore = world.runtime.recovery._restore
+    pages, inside, most = restore._pages, [], []
+
+    def counted() -> Iterator[Any]:
+        inside.append(1)
+        most.append(len(inside))
+        yield from pages()
+        inside.pop()
+
+    monkeypatch.setattr(restore, "_pages", counted)
+    with ThreadPoolExecutor(4) as threads:
+        opened = [future.result() for future in [threads.submit(restore.run_if_cold) for _ in range(4)]]
+
+    assert [False, False, False, True] == sorted(opened)
+    assert {1} == set(most)
     world.close()
