@@ -14,13 +14,14 @@ import pytest
 import redis
 
 from asm_celery.config import Config
-from tests import invariants
+from tests import invariants, report
 from tests.servers import PostgreSQL, ServerUnavailable, postgresql, sqlite_template, valkey
 from tests.workers import WorkerProcess
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Forget the developer's own settings: a test says all that it needs."""
+    report.register(config)
     for name in list(os.environ):
         if name.startswith("ASM_") and not name.startswith(("ASM_TEST_", "ASM_EMBEDDED_")):
             del os.environ[name]
