@@ -8,6 +8,7 @@ loop.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -19,6 +20,9 @@ from asm_celery.model import Lease
 log = logging.getLogger(__name__)
 
 TASK: Final = "asm.run"
+# In the arguments of a revoke that we sent: the run is stopped already, nobody has to cancel it.
+OURS: Final = "asm"
+_TASK_ID: Final = re.compile(r"(run_[0-9a-f]{32})(?:\.([1-9][0-9]{0,8}))?\Z")
 CeleryApp = Celery
 
 
@@ -30,6 +34,9 @@ class Dispatcher(Protocol):
 
     def revoke(self, lease_id: str) -> None:
         """Ask workers to drop a doorbell they have not begun, so that monitors show it as revoked."""
+
+    def terminate(self, lease_id: str, worker: str) -> None:
+        """Have a worker end what executes this lease, when the agent's grace is over."""
 
 
 class CeleryDispatcher:
@@ -56,10 +63,24 @@ class CeleryDispatcher:
 
     def revoke(self, lease_id: str) -> None:
         """Broadcast a revoke; a worker that is away does not hear it, and need not."""
+        self._control(lease_id, terminate=False, destination=None)
+
+    def terminate(self, lease_id: str, worker: str) -> None:
+        """Send a revoke with terminate to one worker; it checks what executes before it ends anything."""
+        self._control(lease_id, terminate=True, destination=[worker])
+
+    def _control(self, lease_id: str, *, terminate: bool, destination: list[str] | None) -> None:
+        arguments = {"task_id": lease_id, "terminate": terminate, "signal": "SIGTERM", OURS: True}
         try:
-            self._app().control.revoke(lease_id)
-        except Exception as cause:  # noqa: BLE001 - as above; a revoke only saves a message's way
+            self._app().control.broadcast("revoke", arguments=arguments, destination=destination)
+        except Exception as cause:  # noqa: BLE001 - as above; the executor hears of a stop without it
             log.info("the revoke of %s was not sent: %s", lease_id, cause)
+
+
+def claim_of(task_id: object) -> tuple[str, int] | None:
+    """Return the run and the claim number that a task id names; None for another's task."""
+    found = _TASK_ID.match(task_id) if isinstance(task_id, str) else None
+    return None if found is None else (found[1], int(found[2] or 1))
 
 
 def message_of(lease: Lease) -> dict[str, Any]:

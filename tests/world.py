@@ -29,6 +29,9 @@ class RecordingDispatcher:
         """Record."""
         self.rung.extend(leases)
 
+    def terminate(self, lease_id: str, worker: str) -> None:
+        """Nothing listens here."""
+
     def revoke(self, lease_id: str) -> None:
         """Record."""
         self.revoked.append(lease_id)

@@ -60,6 +60,10 @@ class Promoter:
         """Ask workers to drop a doorbell."""
         self._dispatcher.revoke(task_id)
 
+    def terminate(self, task_id: str, worker: str) -> None:
+        """Have a worker end what executes a lease, when the agent's grace is over."""
+        self._dispatcher.terminate(task_id, worker)
+
 
 def line_of(run: OpenRun) -> Line:
     """Return the session part of what SQL said of an open run."""

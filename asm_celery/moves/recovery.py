@@ -160,6 +160,18 @@ class Recovery:
         )
         return True
 
+    def bury(self, executor: str) -> None:
+        """Write what becomes of the runs of an executor whose process is known to be dead.
+
+        For whoever saw it die: the others judge by silence.  One read, then a transaction and a script a
+        run; idempotent, and what is not done is done by the repair pass.
+        """
+        with self._log.store.read() as tx:
+            held = tx.runs.held_by(executor)
+        for run in held:
+            if self._coordinator.lose(run.run_id, run.claims, message="its process ended") is not None:
+                self._coordinator.give_back(run.run_id, run.claims, executor)
+
     def _resolve(self, run_id: str, claim: int, message: str) -> None:
         # SQL decides: whoever wrote first is right, and Redis is then told what SQL says
         self._coordinator.lose(run_id, claim, message=message)

@@ -25,10 +25,11 @@ _TRIES = 20
 
 @dataclass(slots=True, kw_only=True)
 class Stops:
-    """What a transaction stopped: runs withdrawn, and running ones that are to be told."""
+    """What a transaction stopped: runs withdrawn, and running ones that are to be told, with their workers."""
 
     withdrawn: list[Run] = field(default_factory=list)
     told: list[Run] = field(default_factory=list)
+    workers: dict[str, str] = field(default_factory=dict)
 
 
 class Stopper:
@@ -113,11 +114,14 @@ class Stopper:
         for run in stops.withdrawn:
             was = self._promoter.settle(lambda run_id=run.run_id: self._promoter.queue.finish(run_id))  # type: ignore[misc]
             if was == "dispatched":
-                self._promoter.revoke(_task_id(run))
+                self._promoter.revoke(_task_id(run, run.claims + 1))
         for run in stops.told:
             if run.executor:
                 message = {"run": run.run_id, "claim": run.claims, "kind": run.stop_requested}
                 self._log.bus.ring(self._keys.control(run.executor), json.dumps(message).encode())
+            if run.run_id in stops.workers:
+                # an agent that holds its interpreter keeps its executor from hearing: its worker hears too
+                self._promoter.terminate(_task_id(run, run.claims), stops.workers[run.run_id])
 
     def _stop(
         self, tx: LogTransaction, run: Run, kind: StopKind, reason: str | None, by: str, stops: Stops
@@ -140,6 +144,9 @@ class Stopper:
             )
             tx.append(run.session_id, [asked])
             stops.told.append(told)
+            worker = tx.executors.worker_of(told.executor)
+            if worker:
+                stops.workers[told.run_id] = worker
             return StopReceipt(run_id=run.run_id, state="requested", status=told.status, kind=kind)
         seen = tx.runs.get(run.run_id)
         if seen is None or not (seen.is_terminal or seen.stop_requested):
@@ -181,7 +188,7 @@ def _spoken(error: dict[str, object]) -> dict[str, object]:
     return {"error_code": error["code"], "error_message": error["message"]}
 
 
-def _task_id(run: Run) -> str:
+def _task_id(run: Run, claim: int) -> str:
     return Lease(
-        run_id=run.run_id, session_id=run.session_id, agent=run.agent, claim=run.claims + 1, queue=run.queue
+        run_id=run.run_id, session_id=run.session_id, agent=run.agent, claim=claim, queue=run.queue
     ).task_id

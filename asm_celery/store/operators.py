@@ -64,6 +64,11 @@ class Executors:
         )
         return {row.executor: row.beat for row in rows}
 
+    def worker_of(self, executor: str | None) -> str | None:
+        """Return the Celery worker that an executor belongs to; None when it has not beaten yet."""
+        found = select(executors.c.worker).where(executors.c.executor == executor)
+        return self._connection.execute(found).scalar() or None
+
     def all(self) -> dict[str, datetime]:
         """Return when each known executor was last seen, by its database's clock."""
         return {

@@ -16,6 +16,7 @@ from asm_celery.dispatch import TASK
 from asm_celery.keys import FORMAT_VERSION
 from asm_celery.runtime import Runtime
 from asm_celery.worker.host import ExecutorHost
+from asm_celery.worker.request import RunRequest
 from asm_celery.worker.signals import WorkerLife
 
 log = logging.getLogger("asm_celery.worker")
@@ -46,16 +47,20 @@ def install(app: Celery, runtime_of: Callable[[], Runtime]) -> None:
 def _register(app: Celery, runtime_of: Callable[[], Runtime], *, is_ours: bool) -> None:
     host = ExecutorHost(runtime_of)
 
+    # the requests of this task ask its life where runs execute
+    options: dict[str, Any] = {
+        "Request": RunRequest,
+        "life": WorkerLife(app, host, runtime_of, is_ours=is_ours),
+    }
+
     # not shared: every application of the process would run it, on this host
-    @app.task(name=TASK, shared=False, ignore_result=True, acks_late=False, max_retries=0)
-    def run(run_id: str, claim: int, session_id: str, version: int) -> None:
+    @app.task(name=TASK, shared=False, ignore_result=True, acks_late=False, max_retries=0, **options)
+    def run(run_id: str, claim: int, session_id: str, version: int) -> str | None:
         log.debug("doorbell for session=%s run=%s claim=%s", session_id, run_id, claim)
         if version > FORMAT_VERSION:
             log.warning("run=%s claim=%s came in format %s: upgrade this worker", run_id, claim, version)
-            return
-        host.executor.execute(run_id, claim)
-
-    WorkerLife(app, host, runtime_of, is_ours=is_ours)
+            return None
+        return host.executor.execute(run_id, claim)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Final
 
 from asm_celery.errors import StopRun
 from asm_celery.moves.coordinator import Claim
+from asm_celery.worker.reach import Reach
 
 log = logging.getLogger("asm_celery.worker")
 
@@ -26,29 +27,40 @@ LOST: Final = "lost"
 class Attempt:
     """The state of one attempt; every method is thread-safe.
 
+    Args:
+        lead: called in a thread of its own when a stop is asked for: what makes the stop true.
+
     Attributes:
         run_id, number: the run and the claim number it is executed under.
         claim: the claim, once there is one.
         deadline: on this process's monotonic clock; None without a `run_timeout`.
+        grace_s: how long the agent may take to leave after a stop was asked for.
+        reach: the agent's code, as what an exception can be raised in.
         is_rung_again: True when a further doorbell of the same claim came meanwhile.
     """
 
-    def __init__(self, run_id: str, number: int) -> None:
+    def __init__(self, run_id: str, number: int, lead: Callable[[Attempt], None] | None = None) -> None:
         self.run_id = run_id
         self.number = number
         self.claim: Claim | None = None
         self.deadline: float | None = None
+        self.grace_s = 0.0
+        self.reach = Reach()
         self.is_rung_again = False
+        self._lead = lead
         self._kind: str | None = None
         self._is_lost = False
-        self._has_ended = False
+        self._has_heard = False
+        self._is_settled = False
+        self._left = threading.Event()
         self._stopped = threading.Event()
         self._cancel: Callable[[], None] | None = None
         self._hooks: list[Callable[[], object]] = []
         self._lock = threading.Lock()
 
-    def begin(self, claim: Claim) -> None:
+    def begin(self, claim: Claim, grace_s: float = 0.0) -> None:
         """Take note of the claim; the time allowed counts from now."""
+        self.grace_s = grace_s
         if claim.run.run_timeout is not None:
             self.deadline = time.monotonic() + claim.run.run_timeout
         self.claim = claim
@@ -63,6 +75,17 @@ class Attempt:
         """True when the claim has passed to another: nothing it writes will be accepted."""
         return self._is_lost
 
+    @property
+    def has_heard(self) -> bool:
+        """True once the agent's code was told of the stop, so it may be cleaning up."""
+        return self._has_heard
+
+    def hear(self) -> str | None:
+        """Return `stop_kind` to the agent's code, which has heard of the stop then."""
+        if self._kind is not None:
+            self._has_heard = True
+        return self._kind
+
     def stop(self, kind: str) -> None:
         """Ask it to stop.  The first kind decides; later ones and those after the end change nothing.
 
@@ -70,7 +93,7 @@ class Attempt:
         thread of their own, because they are the agent's code and may take their time.
         """
         with self._lock:
-            if self._has_ended:
+            if self._left.is_set():
                 return
             self._is_lost = self._is_lost or kind == LOST
             if self._kind is not None:
@@ -81,13 +104,16 @@ class Attempt:
                 self._cancel()
             hooks, self._hooks = self._hooks, []
         if hooks:
-            name = f"asm-stop-{self.run_id}"
-            threading.Thread(target=self._call, args=hooks, name=name, daemon=True).start()
+            self._has_heard = True
+            self._aside(self._call, *hooks)
+        if self._lead is not None:
+            self._aside(self._lead, self)
 
     def check(self) -> None:
         """Raise StopRun if it was asked to stop."""
-        if self._kind is not None:
-            raise StopRun(self._kind)
+        kind = self.hear()
+        if kind is not None:
+            raise StopRun(kind)
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises StopRun as soon as a stop is asked for."""
@@ -118,8 +144,24 @@ class Attempt:
     def end(self) -> None:
         """Take no more stops: the agent has left."""
         with self._lock:
-            self._has_ended = True
+            self._left.set()
             self._hooks.clear()
+
+    def has_left(self, within: float) -> bool:
+        """Wait for the agent to leave, at most `within` seconds; True when it has left."""
+        return self._left.wait(within)
+
+    def settle(self) -> bool:
+        """Take the right to store the attempt's end; True for the first caller only.
+
+        The thread that executes the attempt and the ladder that gives it up may come at the same moment.
+        """
+        with self._lock:
+            is_first, self._is_settled = not self._is_settled, True
+            return is_first
+
+    def _aside(self, act: Callable[..., object], *args: object) -> None:
+        threading.Thread(target=act, args=args, name=f"asm-stop-{self.run_id}", daemon=True).start()
 
     def _call(self, *hooks: Callable[[], object]) -> None:
         for hook in hooks:
@@ -130,9 +172,14 @@ class Attempt:
 
 
 class Attempts:
-    """The attempts of this process, by run; thread-safe."""
+    """The attempts of this process, by run; thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        lead: see `Attempt`.
+    """
+
+    def __init__(self, lead: Callable[[Attempt], None] | None = None) -> None:
+        self._lead = lead
         self._by_run: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -147,14 +194,14 @@ class Attempts:
             if earlier is not None and earlier.number >= number:
                 earlier.is_rung_again |= earlier.number == number
                 return None
-            attempt = self._by_run[run_id] = Attempt(run_id, number)
+            attempt = self._by_run[run_id] = Attempt(run_id, number, self._lead)
         if earlier is not None:
             earlier.stop(LOST)
         return attempt
 
-    def begin(self, attempt: Attempt, claim: Claim) -> None:
+    def begin(self, attempt: Attempt, claim: Claim, grace_s: float = 0.0) -> None:
         """Begin the attempt; wakes who waits for the next deadline."""
-        attempt.begin(claim)
+        attempt.begin(claim, grace_s)
         if attempt.deadline is not None:
             self.wake()
 

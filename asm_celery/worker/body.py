@@ -42,10 +42,10 @@ def _iterate(body: Generator[Any, None, Any], attempt: Attempt, emitter: Emitter
     try:
         item = next(body)
         while True:
-            refusal = _emit(emitter, item)
-            if attempt.stop_kind is not None and not is_told:
+            refusal = _emit(attempt, emitter, item)
+            if not is_told and (kind := attempt.hear()) is not None:
                 # once, at a yield: in `except StopRun` a generator may still yield its last words
-                is_told, refusal = True, StopRun(attempt.stop_kind)
+                is_told, refusal = True, StopRun(kind)
             item = next(body) if refusal is None else body.throw(refusal)
     except StopIteration as end:
         return end.value
@@ -58,8 +58,8 @@ async def _aiterate(body: AsyncGenerator[Any, None], attempt: Attempt, emitter: 
     try:
         item = await anext(body)
         while True:
-            refusal = _emit(emitter, item)
-            if attempt.stop_kind is not None and not is_told:
+            refusal = _emit(attempt, emitter, item)
+            if not is_told and attempt.hear() is not None:
                 is_told, refusal = True, await _cancellation()
             item = await (anext(body) if refusal is None else body.athrow(refusal))
     except StopAsyncIteration:
@@ -68,10 +68,11 @@ async def _aiterate(body: AsyncGenerator[Any, None], attempt: Attempt, emitter: 
         await body.aclose()
 
 
-def _emit(emitter: Emitter, item: object) -> BaseException | None:
+def _emit(attempt: Attempt, emitter: Emitter, item: object) -> BaseException | None:
     """Emit what was yielded; returns what must be raised at that yield."""
     try:
-        emitter.emit_item(item)
+        with attempt.reach:
+            emitter.emit_item(item)
     except (AsmError, StopRun) as refusal:
         return refusal
     return None
@@ -98,9 +99,13 @@ def _run(given: Awaitable[Any], attempt: Attempt) -> Any:
 async def _stoppable(given: Awaitable[Any], attempt: Attempt) -> Any:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-    def cancel() -> None:
+    def cancel_here() -> None:
+        attempt.hear()
         if task is not None:  # it is: a Runner runs its coroutine as a task
-            loop.call_soon_threadsafe(task.cancel)
+            task.cancel()
+
+    def cancel() -> None:
+        loop.call_soon_threadsafe(cancel_here)
 
     with attempt.cancelling(cancel):
         return await given

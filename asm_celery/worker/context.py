@@ -61,17 +61,18 @@ class RunContext:
         It blocks while 1,000 events wait, so that a slow or absent database slows the agent instead of
         filling its memory.
         """
-        self._emitter.emit(type, data)
+        with self._attempt.reach:
+            self._emitter.emit(type, data)
 
     @property
     def cancelled(self) -> bool:
         """True once a stop was asked for, whatever its kind; `stop_kind` tells which."""
-        return self._attempt.stop_kind is not None
+        return self._attempt.hear() is not None
 
     @property
     def stop_kind(self) -> str | None:
         """``cancel``, ``interrupt``, ``timeout``, ``shutdown`` or ``lost``; None while nobody asked."""
-        return self._attempt.stop_kind
+        return self._attempt.hear()
 
     def check(self) -> None:
         """Raise StopRun once a stop was asked for; call it wherever the agent may be left."""
@@ -104,7 +105,9 @@ class RunContext:
             ValidationError: `limit` is not 1 to 1,000.
             StorageError: the database cannot be read.
         """
-        return self._history(self.run, check_count(limit, what="limit", minimum=1, maximum=1000))
+        count = check_count(limit, what="limit", minimum=1, maximum=1000)
+        with self._attempt.reach:
+            return self._history(self.run, count)
 
 
 class _RunLog(logging.LoggerAdapter[logging.Logger]):

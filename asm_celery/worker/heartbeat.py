@@ -1,9 +1,9 @@
 """`Heartbeat`: what an executing process does besides executing.
 
-Two threads a process.  *Beats* raises the beat of every attempt here, delivers stop requests, enforces
-deadlines and announces capacity; *repair* mends what others left.  They are two because a repair pass may
-take seconds (a restore after Redis lost its memory reads every open run), and a beat that late would look
-like a death.
+Three threads a process.  *Ticks* says twice a second that this interpreter runs.  *Beats* raises the beat of
+every attempt here, delivers stop requests, enforces deadlines and announces capacity.  *Repair* mends what
+others left.  They are apart because a repair pass may take seconds (a restore after Redis lost its memory
+reads every open run), and a beat waits for its servers: either that late would look like a death.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from asm_celery.moves.recovery import Recovery
 from asm_celery.moves.stopping import Stopper
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import LOST, SHUTDOWN, Attempts
+from asm_celery.worker.ladder import Place
 
 log = logging.getLogger("asm_celery.worker")
 
 _JOIN_S: Final = 5.0
+_TICK_S: Final = 0.5
 
 
 class Heartbeat:
@@ -55,6 +57,7 @@ class Heartbeat:
         stopper: Stopper,
         hub: Hub,
         attempts: Attempts,
+        place: Place,
         is_retiring: Callable[[], bool],
     ) -> None:
         self._executor = executor
@@ -67,6 +70,7 @@ class Heartbeat:
         self._stopper = stopper
         self._hub = hub
         self._attempts = attempts
+        self._place = place
         self._is_retiring = is_retiring
         self._retired_at: float | None = None
         self._stopping = threading.Event()
@@ -74,21 +78,26 @@ class Heartbeat:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start both threads and listen for stop requests; returns at once, also when nothing answers."""
+        """Start the threads and listen for stop requests; returns at once, also when nothing answers."""
         self._hub.listen(self._config.keys.control(self._executor), self.hear)
-        for name, target in (("asm-beat", self._beats), ("asm-repair", self._repairs)):
+        for name, target in (
+            ("asm-tick", self._ticks),
+            ("asm-beat", self._beats),
+            ("asm-repair", self._repairs),
+        ):
             thread = threading.Thread(target=target, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def stop(self) -> None:
-        """End both threads; an executor that holds nothing any more is forgotten by all."""
+        """End the threads; an executor that holds nothing any more is forgotten by all."""
         self._stopping.set()
         self._attempts.wake()
         for thread in self._threads:
             thread.join(_JOIN_S)
         if not self._attempts.all():
             self._guarded(self.leave)
+        self._place.close()
 
     def beat(self) -> None:
         """Raise the beat of what is here, and tell the attempts what was answered."""
@@ -143,6 +152,10 @@ class Heartbeat:
         if time.monotonic() - self._retired_at >= self._config.shutdown_grace_s:
             for attempt in self._attempts.all():
                 attempt.stop(SHUTDOWN)
+
+    def _ticks(self) -> None:
+        while not self._stopping.wait(_TICK_S):
+            self._place.tick()
 
     def _beats(self) -> None:
         next_beat = time.monotonic()

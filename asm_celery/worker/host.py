@@ -6,19 +6,27 @@ process has it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from asm_celery.errors import InternalError
+from asm_celery.dispatch import claim_of
+from asm_celery.errors import AsmError, InternalError
 from asm_celery.model import Run
 from asm_celery.runtime import Runtime
-from asm_celery.worker.attempt import Attempts
+from asm_celery.states import StopKind
+from asm_celery.worker.attempt import Attempt, Attempts
+from asm_celery.worker.board import Board, ChildSeat
 from asm_celery.worker.executor import Executor
 from asm_celery.worker.heartbeat import Heartbeat
+from asm_celery.worker.ladder import ChildPlace, Place, ThreadPlace, lead_down
 from asm_celery.worker.writer import EventWriter
+
+log = logging.getLogger("asm_celery.worker")
 
 _NOT_OF_AN_ID: Final = re.compile(r"[^A-Za-z0-9._:-]")
 
@@ -65,11 +73,26 @@ class ExecutorHost:
         slots: int,
         queues: Sequence[str],
         is_retiring: Callable[[], bool],
+        board: Board | None = None,
+        tick: Callable[[], None] | None = None,
+        on_lost: Callable[[int | None], None] | None = None,
     ) -> None:
-        """Start executing; connects in its threads only, so it returns at once."""
+        """Start executing; connects in its threads only, so it returns at once.
+
+        Args:
+            board: in a prefork child, its worker's; None where threads execute.
+            tick: called twice a second as a sign of life, where there is no board.
+            on_lost: called with the id of a thread whose attempt was given up.
+        """
         runtime = self._runtime_of()
-        config, attempts, name = runtime.config, Attempts(), new_executor_id()
-        coordinator = runtime.coordinator
+        config, name, coordinator = runtime.config, new_executor_id(), runtime.coordinator
+        place: Place
+        if board is not None:
+            place = ChildPlace(ChildSeat(board, name))
+            threading.Thread(target=self._hear, args=(board, runtime), name="asm-words", daemon=True).start()
+        else:
+            place = ThreadPlace(lambda attempt: self._abandon(attempt, on_lost), tick)
+        attempts = Attempts(lambda attempt: lead_down(attempt, place))
 
         def history(run: Run, limit: int) -> list[Run]:
             with runtime.store.read() as transaction:
@@ -86,6 +109,7 @@ class ExecutorHost:
             attempts=attempts,
             writer=self._writer,
             history=history,
+            place=place,
         )
         self._heartbeat = Heartbeat(
             name,
@@ -98,6 +122,7 @@ class ExecutorHost:
             stopper=runtime.stopper,
             hub=runtime.hub,
             attempts=attempts,
+            place=place,
             is_retiring=is_retiring,
         )
         self._heartbeat.start()
@@ -108,3 +133,30 @@ class ExecutorHost:
             self._heartbeat.stop()
             self._writer.stop()
         self._executor = self._heartbeat = self._writer = None
+
+    def _abandon(self, attempt: Attempt, on_lost: Callable[[int | None], None] | None) -> None:
+        thread = attempt.reach.thread
+        if self._executor is not None and self._executor.abandon(attempt) and on_lost is not None:
+            on_lost(thread)
+
+    def _hear(self, board: Board, runtime: Runtime) -> None:
+        """Do what the main process says to any of its children, until there is no main process."""
+        board.keep_incoming()
+        while (word := board.hear()) is not None:
+            try:
+                if word["do"] == "bury":
+                    runtime.recovery.bury(word["executor"])
+                else:
+                    cancel_revoked(runtime, word["task_id"])
+            except AsmError as cause:
+                log.warning("%s was not done: %s", word, cause)
+
+
+def cancel_revoked(runtime: Runtime, task_id: str) -> None:
+    """Make a revoke of a run's task what it means: a cancel of that run, unless the claim has passed."""
+    found = claim_of(task_id)
+    if found is not None:
+        run_id, claim = found
+        runtime.stopper.request(
+            run_id, StopKind.CANCEL, reason="revoked", by="celery revoke", only_claim=claim
+        )

@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from billiard import pool as billiard_pool
 from celery import Celery, signals
-from celery.concurrency.thread import TaskPool
 from celery.exceptions import WorkerShutdown
 from celery.worker import WorkController, state
 from kombu.asynchronous import set_event_loop
 
 from asm_celery.errors import CoordinationUnavailable
+from asm_celery.worker.threads import TaskPool
 
 START_S: Final = 20.0
 # Celery's own loop and flags are global to a process: one worker is built or forced to end at a time.
@@ -84,16 +83,6 @@ class InProcessWorker:
             self._controller = self._thread = None
 
 
-class _Pool(TaskPool):
-    """Celery's threads pool; its threads belong to one application, not to the process's default one."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.executor = ThreadPoolExecutor(
-            max_workers=self.limit, thread_name_prefix="asm-run", initializer=self.app.set_current
-        )
-
-
 class _Controller(WorkController):
     """Celery's worker, which tells when it consumes and when it leaves."""
 
@@ -149,7 +138,7 @@ def _build(app: Celery, concurrency: int) -> _Controller:
             app=app,
             hostname=f"asm-local-{os.getpid()}-{os.urandom(3).hex()}@{socket.gethostname()}",
             concurrency=concurrency,
-            pool=_Pool,
+            pool=TaskPool,
             loglevel="WARNING",
             without_heartbeat=True,
         )

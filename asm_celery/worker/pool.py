@@ -10,7 +10,10 @@ from typing import Any, Final
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.concurrency.thread import TaskPool as CeleryThreads
 from celery.exceptions import WorkerShutdown, WorkerTerminate
+
+from asm_celery.worker.threads import TaskPool
 
 # Stock Celery replaces a killed child in 0.2 s or, as often, in 5 s: when the child's pipe closed before
 # the kernel had made the child reapable, only a timer of 5 s repairs the pool (celery issue 9588).
@@ -27,6 +30,17 @@ def slots(worker: Any) -> int:
     return int(worker.pool.limit or 1)
 
 
+def most_children(worker: Any) -> int:
+    """Return how many children a prefork worker may have at once."""
+    return max(int(worker.concurrency or 1), int(worker.max_concurrency or 0))
+
+
+def use_ours(worker: Any) -> None:
+    """Give a worker whose pool is Celery's threads ours, before its pool is made."""
+    if worker.pool_cls is CeleryThreads:
+        worker.pool_cls = TaskPool
+
+
 def tune(worker: Any) -> None:
     """Set up a worker of our own application before its pool and its consumer are made."""
     if forks(worker):
@@ -41,13 +55,17 @@ def keep_full(worker: Any, hub: Any) -> None:
     hub.call_repeatedly(MAINTAIN_S, worker.pool.maintain_pool)
 
 
+class ProcessEnd(SystemExit):
+    """This process was told to end because its agent did not leave in its grace."""
+
+
 def ends_process(cause: BaseException | None) -> bool:
     """Say whether `cause` is Celery ending this process, not an agent that calls ``sys.exit``.
 
     In a prefork child SIGTERM raises SystemExit in the agent's code; what reaches us may also be another
     exception, raised by the agent while that one unwound.
     """
-    return isinstance(cause, (WorkerShutdown, WorkerTerminate)) or (
+    return isinstance(cause, (WorkerShutdown, WorkerTerminate, ProcessEnd)) or (
         cause is not None and terminate_handler_fired()
     )
 

@@ -13,14 +13,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from celery import Celery, bootsteps, current_app, signals
+from celery.apps.worker import Worker
+from celery.worker import state
 
-from asm_celery.dispatch import TASK
+from asm_celery.dispatch import TASK, claim_of
 from asm_celery.errors import AsmError
 from asm_celery.runtime import Runtime
-from asm_celery.states import StopKind
-from asm_celery.worker import pool
+from asm_celery.worker import pool, reach
+from asm_celery.worker.board import Board
+from asm_celery.worker.children import SILENCE, ChildWatch
 from asm_celery.worker.heartbeat import announced_name
-from asm_celery.worker.host import ExecutorHost
+from asm_celery.worker.host import ExecutorHost, cancel_revoked
+from asm_celery.worker.threads import replace_at_exit
 
 log = logging.getLogger("asm_celery.worker")
 
@@ -51,6 +55,10 @@ class WorkerLife:
         self._is_retiring = pool.SharedFlag()
         self._incarnation = ""
         self._executes_here = False
+        self._is_program = False
+        self._pool: Any = None
+        self._board: Board | None = None
+        self._watch: ChildWatch | None = None
         app.steps["worker"].add(type("ExecutorStep", (_ExecutorStep,), {"life": self}))
         signals.celeryd_init.connect(self._on_begin)
         signals.worker_process_init.connect(self._on_child)
@@ -72,13 +80,25 @@ class WorkerLife:
         # children inherit both
         self._is_retiring = pool.SharedFlag()
         self._incarnation = os.urandom(4).hex()
+        # `celery worker` is a program, which can start anew; a worker inside another program is not
+        self._is_program = isinstance(worker, Worker)
+        pool.use_ours(worker)
         if self._is_ours:
             pool.tune(worker)
+        if not self._executes_here:
+            self._board = Board(2 * pool.most_children(worker) + 8)
 
     def on_started(self, worker: Any) -> None:
         """The pool is up, the consumer is not."""
+        self._pool = worker.pool
         if self._executes_here:
+            if threading.current_thread() is threading.main_thread():
+                reach.prepare()
             self._start(worker.hostname, pool.slots(worker))
+        elif self._board is not None:
+            silence_s = SILENCE * self._runtime_of().config.lease_s
+            self._watch = ChildWatch(self._board, silence_s=silence_s)
+            self._watch.start()
 
     def on_closing(self, worker: Any) -> None:
         """The worker takes no more messages and waits for what runs; however it was told to."""
@@ -101,6 +121,7 @@ class WorkerLife:
     def _on_child(self, sender: str, **_: Any) -> None:
         # a solo pool sends this too, from the main process
         if not self._executes_here and current_app == self._app:
+            reach.prepare()
             self._start(sender, 1)
 
     def _on_child_end(self, **_: Any) -> None:
@@ -114,29 +135,52 @@ class WorkerLife:
     def _on_end(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
             self._host.stop()
+            if self._watch is not None:
+                self._watch.stop()
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
-        """Make a revoke of a run's task what it means: a cancel of that run.
+        """A message was discarded because its id was revoked, maybe long ago, or heard by another worker.
 
-        Celery discards every message of a revoked id from now on, so a run that only waited would never
-        start, and never end.
+        Celery discards every message of that id from now on, so the run would never start, and never end.
         """
         if sender.name == TASK and sender.app is self._app:
-            # this is Celery's event loop, which must not wait for a database
-            threading.Thread(target=self._cancel, args=(request.id,), name="asm-revoked", daemon=True).start()
+            self.cancel_revoked(request.id)
+
+    def cancel_revoked(self, task_id: str) -> None:
+        """Cancel the run whose task was revoked; returns at once, for Celery's loop waits for nothing."""
+        if claim_of(task_id) is None:
+            return
+        if self._board is not None:
+            if not self._board.say(do="cancel", task_id=task_id):
+                log.warning("the revoke of %s was not heard by any child: use asm cancel", task_id)
+        else:
+            threading.Thread(target=self._cancel, args=(task_id,), name="asm-revoked", daemon=True).start()
+
+    def ask_to_end(self, run_id: str, claim: int) -> None:
+        """Have the child that executes this claim end in its agent's grace.
+
+        Where threads execute there is nothing to do: their own ladder has heard of the stop.
+        """
+        if self._watch is not None:
+            self._watch.ask_to_end(run_id, claim)
 
     def _cancel(self, task_id: str) -> None:
-        run_id, _, claim = task_id.partition(".")
         try:
-            runtime = self._runtime_of()
-            runtime.stopper.request(
-                run_id, StopKind.CANCEL, reason="revoked", by="celery revoke", only_claim=int(claim or 1)
-            )
-            if not self._host.is_started:
-                # the main process of a prefork worker opened connections just now, and may still fork
-                runtime.close()
-        except (AsmError, ValueError) as cause:
+            cancel_revoked(self._runtime_of(), task_id)
+        except AsmError as cause:
             log.warning("the revoke of %s could not be carried out: %s", task_id, cause)
+
+    def _on_lost(self, thread: int | None) -> None:
+        """A thread did not leave its agent: this worker is replaced, or where it cannot be, the thread."""
+        self._pool.give_up(thread, substitute=not self._is_program)
+        if self._is_program:
+            log.error(
+                "a thread was lost to an agent: this worker ends when its other runs have, and starts anew"
+            )
+            replace_at_exit()
+            self._is_retiring.set()
+            flags: Any = state
+            flags.should_stop = os.EX_OK
 
     def _start(self, worker: str, slots: int) -> None:
         self._host.start(
@@ -145,6 +189,8 @@ class WorkerLife:
             slots=slots,
             queues=list(self._app.amqp.queues.consume_from),
             is_retiring=self._is_retiring.is_set,
+            board=self._board,
+            on_lost=self._on_lost,
         )
 
 

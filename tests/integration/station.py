@@ -34,6 +34,9 @@ class Station:
             self.leases.append(lease)
             self.execute(lease.run_id, lease.claim)
 
+    def terminate(self, lease_id: str, worker: str) -> None:
+        """Nothing listens here."""
+
     def revoke(self, lease_id: str) -> None:
         """Nothing listens here."""
 

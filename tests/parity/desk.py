@@ -151,6 +151,9 @@ class Desk:
             self._threads.append(thread)
             thread.start()
 
+    def terminate(self, lease_id: str, worker: str) -> None:
+        """Nothing listens here."""
+
     def revoke(self, lease_id: str) -> None:
         """Nobody listens: a doorbell of a withdrawn run is spare."""
 

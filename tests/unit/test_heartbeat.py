@@ -17,6 +17,7 @@ from asm_celery.moves.recovery import Beat
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.heartbeat import Heartbeat
+from asm_celery.worker.ladder import ThreadPlace
 from tests.waiting import wait_until
 
 
@@ -81,6 +82,7 @@ class Beating:
             stopper=collaborators,
             hub=collaborators,
             attempts=self.attempts,
+            place=ThreadPlace(lambda _: None),
             is_retiring=lambda: self.is_retiring,
         )
 
