@@ -15,6 +15,7 @@ from typing import Final
 
 from asm_celery.errors import StopRun
 from asm_celery.moves.coordinator import Claim
+from asm_celery.worker.pausing import Pause
 from asm_celery.worker.reach import Reach
 
 log = logging.getLogger("asm_celery.worker")
@@ -36,6 +37,7 @@ class Attempt:
         deadline: on this process's monotonic clock; None without a `run_timeout`.
         grace_s: how long the agent may take to leave after a stop was asked for.
         reach: the agent's code, as what an exception can be raised in.
+        pause: whether the run is paused, as what its agent may wait for.
         is_rung_again: True when a further doorbell of the same claim came meanwhile.
     """
 
@@ -46,6 +48,7 @@ class Attempt:
         self.deadline: float | None = None
         self.grace_s = 0.0
         self.reach = Reach()
+        self.pause = Pause()
         self.is_rung_again = False
         self._lead = lead
         self._kind: str | None = None
@@ -63,6 +66,7 @@ class Attempt:
         self.grace_s = grace_s
         if claim.run.run_timeout is not None:
             self.deadline = time.monotonic() + claim.run.run_timeout
+        self.pause.begin(claim.run)
         self.claim = claim
 
     @property
@@ -102,6 +106,8 @@ class Attempt:
             self._stopped.set()
             if self._cancel is not None:
                 self._cancel()
+            # behind the cancellation, so that a paused coroutine meets that and not the open gate
+            self.pause.end()
             hooks, self._hooks = self._hooks, []
         if hooks:
             self._has_heard = True
@@ -223,6 +229,13 @@ class Attempts:
             attempt = self._by_run.get(run_id)
         if attempt is not None and attempt.number == number:
             attempt.stop(kind)
+
+    def pause(self, run_id: str, number: int, is_paused: bool, version: int) -> None:
+        """Tell the attempt whether its run is paused; nothing if the run is not here under this claim number."""
+        with self._lock:
+            attempt = self._by_run.get(run_id)
+        if attempt is not None and attempt.number == number:
+            attempt.pause.tell(is_paused, version)
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline (monotonic) of an attempt that nobody asked to stop."""

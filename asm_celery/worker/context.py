@@ -96,6 +96,34 @@ class RunContext:
         await asyncio.sleep(seconds)
         return True
 
+    @property
+    def paused(self) -> bool:
+        """True while the run is paused: time to come to rest, and then to `wait_if_paused`."""
+        return self._attempt.pause.is_on
+
+    def wait_if_paused(self) -> bool:
+        """Wait while the run is paused; return whether it was.
+
+        Call it wherever the agent can rest, and declare the capability ``pause`` at its registration.
+        The time it waits counts: `run_timeout` goes on, and ends a paused run as any other.
+
+        Raises:
+            StopRun: a stop was asked for, before or meanwhile.
+        """
+        was_paused = self._attempt.pause.is_on
+        self._attempt.check()
+        self._attempt.pause.wait()
+        self._attempt.check()
+        return was_paused
+
+    async def await_if_paused(self) -> bool:
+        """Do the same in a coroutine agent, whose task is cancelled when a stop is asked for."""
+        was_paused = self._attempt.pause.is_on
+        self._attempt.check()
+        await self._attempt.pause.await_open()
+        self._attempt.check()
+        return was_paused
+
     def history(self, limit: int = 20) -> list[Run]:
         """Return the session's last `limit` ended runs before this one, oldest first.
 

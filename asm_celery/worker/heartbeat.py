@@ -19,11 +19,13 @@ from typing import Final
 from asm_celery.config import Config
 from asm_celery.errors import AsmError
 from asm_celery.events.hub import Hub
+from asm_celery.moves.pausing import PAUSE, RESUME
 from asm_celery.moves.recovery import Recovery
 from asm_celery.moves.stopping import Stopper
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import LOST, SHUTDOWN, Attempts
 from asm_celery.worker.ladder import Place
+from asm_celery.worker.pool import Retirement
 
 log = logging.getLogger("asm_celery.worker")
 
@@ -41,7 +43,7 @@ class Heartbeat:
             start, and not the next worker of the same name.
         slots: how many runs this executor takes at once.
         queues: the Celery queues its worker consumes.
-        is_retiring: True once the worker takes no new runs.
+        retirement: how far the end of its worker has come.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Heartbeat:
         hub: Hub,
         attempts: Attempts,
         place: Place,
-        is_retiring: Callable[[], bool],
+        retirement: Retirement,
     ) -> None:
         self._executor = executor
         self._worker = worker
@@ -71,7 +73,7 @@ class Heartbeat:
         self._hub = hub
         self._attempts = attempts
         self._place = place
-        self._is_retiring = is_retiring
+        self._retirement = retirement
         self._retired_at: float | None = None
         self._stopping = threading.Event()
         self._failing: set[tuple[str, str]] = set()
@@ -108,6 +110,8 @@ class Heartbeat:
         answer = self._recovery.beat(self._executor, held, worker=self._worker)
         for run_id, kind in answer.stops.items():
             attempts[run_id].stop(kind)
+        for run_id, (is_paused, version) in answer.pauses.items():
+            attempts[run_id].pause.tell(is_paused, version)
         for run_id in answer.lost & begun:
             attempts[run_id].stop(LOST)
 
@@ -116,14 +120,22 @@ class Heartbeat:
         self._recovery.leave(self._executor, self._queues, worker=self._announced)
 
     def hear(self, message: bytes) -> None:
-        """Deliver one stop request of the control channel: ``{"run": id, "claim": n, "kind": "cancel"}``."""
+        """Deliver one message of the control channel: ``{"run": id, "claim": n, "kind": "cancel"}``.
+
+        The kinds ``pause`` and ``resume`` have the ``version`` of the pause too.
+        """
         try:
             told = json.loads(message)
-            run_id, number, kind = str(told["run"]), int(told["claim"]), StopKind(told["kind"])
+            run_id, number, kind = str(told["run"]), int(told["claim"]), str(told["kind"])
+            version = int(told["version"]) if kind in (PAUSE, RESUME) else None
+            stop = StopKind(kind) if version is None else None
         except (ValueError, TypeError, KeyError) as cause:
             log.warning("a control message was not understood: %r (%s)", message[:200], cause)
             return
-        self._attempts.stop(run_id, number, kind)
+        if stop is not None:
+            self._attempts.stop(run_id, number, stop)
+        elif version is not None:
+            self._attempts.pause(run_id, number, kind == PAUSE, version)
 
     def enforce(self) -> None:
         """Ask the attempts to stop whose time is up: in SQL first, so that it holds and is told."""
@@ -138,7 +150,7 @@ class Heartbeat:
 
     def announce(self) -> None:
         """Tell how many runs this executor takes; once its worker retires, none, and then no more."""
-        if not self._is_retiring():
+        if not self._retirement.has_begun:
             self._recovery.announce(self._executor, self._announced, self._slots, self._queues)
         elif self._retired_at is None:
             self._retired_at = time.monotonic()
@@ -146,21 +158,27 @@ class Heartbeat:
             self._recovery.retire(self._announced)
 
     def end_grace(self) -> None:
-        """Ask what still runs to leave, `shutdown_grace_s` after its worker retired."""
+        """Ask what still runs to leave, `shutdown_grace_s` after its worker retired, or in a hurry."""
         if self._retired_at is None:
             return
-        if time.monotonic() - self._retired_at >= self._config.shutdown_grace_s:
+        is_over = time.monotonic() - self._retired_at >= self._config.shutdown_grace_s
+        if is_over or self._retirement.is_hurried:
             for attempt in self._attempts.all():
                 attempt.stop(SHUTDOWN)
 
     def _ticks(self) -> None:
+        was_told = False
         while not self._stopping.wait(_TICK_S):
             self._place.tick()
+            if self._retirement.is_hurried and not was_told:
+                was_told = True
+                self._attempts.wake()
 
     def _beats(self) -> None:
-        next_beat = time.monotonic()
+        next_beat, was_hurried = time.monotonic(), False
         while not self._stopping.is_set():
-            if time.monotonic() >= next_beat:
+            if time.monotonic() >= next_beat or self._retirement.is_hurried > was_hurried:
+                was_hurried = self._retirement.is_hurried
                 next_beat = time.monotonic() + self._config.beat_s
                 for step in (self.announce, self.beat, self.end_grace):
                     self._guarded(step)

@@ -24,6 +24,7 @@ from asm_celery.worker.board import Board, ChildSeat
 from asm_celery.worker.executor import Executor
 from asm_celery.worker.heartbeat import Heartbeat
 from asm_celery.worker.ladder import ChildPlace, Place, ThreadPlace, lead_down
+from asm_celery.worker.pool import Retirement
 from asm_celery.worker.writer import EventWriter
 
 log = logging.getLogger("asm_celery.worker")
@@ -72,7 +73,7 @@ class ExecutorHost:
         incarnation: str,
         slots: int,
         queues: Sequence[str],
-        is_retiring: Callable[[], bool],
+        retirement: Retirement,
         board: Board | None = None,
         tick: Callable[[], None] | None = None,
         on_lost: Callable[[int | None], None] | None = None,
@@ -123,7 +124,7 @@ class ExecutorHost:
             hub=runtime.hub,
             attempts=attempts,
             place=place,
-            is_retiring=is_retiring,
+            retirement=retirement,
         )
         self._heartbeat.start()
 

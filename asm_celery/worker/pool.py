@@ -70,16 +70,29 @@ def ends_process(cause: BaseException | None) -> bool:
     )
 
 
-class SharedFlag:
-    """A flag that a process and the children it forks later see alike; set once, also in a signal handler."""
+class Retirement:
+    """How far the end of a worker has come, as it and the children it forks later see it alike.
+
+    It only goes on, and may be told in a signal handler.
+    """
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, 1)
 
-    def set(self) -> None:
-        """Set it, for all."""
-        self._page[0] = 1
+    def begin(self) -> None:
+        """Take no new runs; what runs has its time to end."""
+        self._page[0] |= 1
 
-    def is_set(self) -> bool:
-        """Say whether anybody has set it."""
-        return self._page[0] == 1
+    def hurry(self) -> None:
+        """Ask what still runs to leave now."""
+        self._page[0] |= 3
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the worker takes no new runs."""
+        return bool(self._page[0] & 1)
+
+    @property
+    def is_hurried(self) -> bool:
+        """True once nobody waits for what still runs."""
+        return bool(self._page[0] & 2)

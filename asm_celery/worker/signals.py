@@ -52,10 +52,11 @@ class WorkerLife:
         self._host = host
         self._runtime_of = runtime_of
         self._is_ours = is_ours
-        self._is_retiring = pool.SharedFlag()
+        self._retirement = pool.Retirement()
         self._incarnation = ""
         self._executes_here = False
         self._is_program = False
+        self._was_told = False
         self._pool: Any = None
         self._board: Board | None = None
         self._watch: ChildWatch | None = None
@@ -78,7 +79,7 @@ class WorkerLife:
         """A worker is being put together: neither its children nor its consumer exist yet."""
         self._executes_here = not pool.forks(worker)
         # children inherit both
-        self._is_retiring = pool.SharedFlag()
+        self._retirement = pool.Retirement()
         self._incarnation = os.urandom(4).hex()
         # `celery worker` is a program, which can start anew; a worker inside another program is not
         self._is_program = isinstance(worker, Worker)
@@ -102,7 +103,7 @@ class WorkerLife:
 
     def on_closing(self, worker: Any) -> None:
         """The worker takes no more messages and waits for what runs; however it was told to."""
-        self._is_retiring.set()
+        self._retirement.begin()
         try:
             runtime = self._runtime_of()
             runtime.recovery.retire(announced_name(worker.hostname, self._incarnation))
@@ -129,8 +130,11 @@ class WorkerLife:
 
     def _on_stop_signal(self, sender: str, **_: Any) -> None:
         # Runs inside a signal handler: one byte, and the children stop announcing at their next beat.
-        # What needs a connection is done by `on_closing`, a moment later.
-        self._is_retiring.set()
+        # What needs a connection is done by `on_closing`, a moment later.  Told again, it hurries.
+        if self._was_told:
+            self._retirement.hurry()
+        self._was_told = True
+        self._retirement.begin()
 
     def _on_end(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
@@ -178,7 +182,7 @@ class WorkerLife:
                 "a thread was lost to an agent: this worker ends when its other runs have, and starts anew"
             )
             replace_at_exit()
-            self._is_retiring.set()
+            self._retirement.begin()
             flags: Any = state
             flags.should_stop = os.EX_OK
 
@@ -188,7 +192,7 @@ class WorkerLife:
             incarnation=self._incarnation,
             slots=slots,
             queues=list(self._app.amqp.queues.consume_from),
-            is_retiring=self._is_retiring.is_set,
+            retirement=self._retirement,
             board=self._board,
             on_lost=self._on_lost,
         )

@@ -14,6 +14,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.server import SessionServer
 from asm_celery.states import TERMINAL
 from asm_celery.worker.host import ExecutorHost
+from asm_celery.worker.pool import Retirement
 from tests.waiting import wait_until
 
 
@@ -24,7 +25,7 @@ class Station:
         self.registry = AgentRegistry()
         self.runtime = Runtime(config, self.registry, self)
         self.host = ExecutorHost(lambda: self.runtime)
-        self.is_retiring = threading.Event()
+        self.retirement = Retirement()
         self.leases: list[Lease] = []
         self.escaped: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -84,7 +85,7 @@ def station(config: Config) -> Iterator[Station]:
         incarnation="1",
         slots=10,
         queues=[config.default_queue],
-        is_retiring=made.is_retiring.is_set,
+        retirement=made.retirement,
     )
     try:
         yield made

@@ -521,7 +521,7 @@ def test_a_retiring_worker_asks_what_still_runs_to_leave_after_the_grace(sqlite_
                 description="it runs",
             )
 
-        here.is_retiring.set()
+        here.retirement.begin()
 
         run = here.ended(once, ends)
         assert (RunStatus.INTERRUPTED, "worker_shutdown") == (run.status, (run.error or {})["code"])

@@ -17,6 +17,7 @@ from asm_celery.errors import AsmError
 from asm_celery.model import Lease, Run
 from asm_celery.runtime import Runtime
 from asm_celery.worker.host import ExecutorHost
+from asm_celery.worker.pool import Retirement
 from tests.waiting import wait_until
 
 # Nobody listens there: connecting is refused at once.
@@ -92,7 +93,7 @@ class Desk:
             incarnation="1",
             slots=slots,
             queues=[self.config.default_queue],
-            is_retiring=lambda: False,
+            retirement=Retirement(),
         )
 
     def announce(self, slots: int = 10) -> None:

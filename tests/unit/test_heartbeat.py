@@ -18,6 +18,7 @@ from asm_celery.states import RunStatus, StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.heartbeat import Heartbeat
 from asm_celery.worker.ladder import ThreadPlace
+from asm_celery.worker.pool import Retirement
 from tests.waiting import wait_until
 
 
@@ -69,7 +70,7 @@ class Beating:
     def __init__(self, **settings: Any) -> None:
         self.with_ = Collaborators()
         self.attempts = Attempts()
-        self.is_retiring = False
+        self.retirement = Retirement()
         collaborators = cast(Any, self.with_)
         self.heartbeat = Heartbeat(
             "host:1:0",
@@ -83,7 +84,7 @@ class Beating:
             hub=collaborators,
             attempts=self.attempts,
             place=ThreadPlace(lambda _: None),
-            is_retiring=lambda: self.is_retiring,
+            retirement=self.retirement,
         )
 
     def attempt(self, *, run_timeout: float | None = None, is_begun: bool = True) -> Attempt:
@@ -183,7 +184,7 @@ def test_nothing_ends_the_beat(it: Beating, caplog: pytest.LogCaptureFixture) ->
 def test_a_retiring_worker_takes_back_its_capacity_once_and_announces_no_more(it: Beating) -> None:
     """Under the name of this start, so that the next worker of the same name is not meant."""
     it.heartbeat.announce()
-    it.is_retiring = True
+    it.retirement.begin()
 
     for _ in range(3):
         it.heartbeat.announce()
@@ -195,17 +196,31 @@ def test_after_the_grace_what_still_runs_is_asked_to_leave() -> None:
     """And not before."""
     it = Beating(shutdown_grace_s=3600)
     attempt = it.attempt()
-    it.is_retiring = True
+    it.retirement.begin()
     it.heartbeat.announce()
     it.heartbeat.end_grace()
     assert attempt.stop_kind is None
 
     it = Beating(shutdown_grace_s=0)
     attempt = it.attempt()
-    it.is_retiring = True
+    it.retirement.begin()
     it.heartbeat.announce()
     it.heartbeat.end_grace()
     assert "shutdown" == attempt.stop_kind
+
+
+def test_a_worker_that_is_hurried_asks_what_still_runs_to_leave_at_once() -> None:
+    """However long its grace and its beat are."""
+    it = Beating(shutdown_grace_s=3600, beat_s=30, lease_s=90)
+    attempt = it.attempt()
+    it.heartbeat.start()
+    wait_until(lambda: it.with_.times("beat"), description="the first beat")
+
+    it.retirement.hurry()
+
+    wait_until(lambda: attempt.stop_kind == "shutdown", description="it was asked to leave", timeout=10)
+    it.attempts.leave(attempt)
+    it.heartbeat.stop()
 
 
 def test_an_executor_that_still_holds_something_is_not_forgotten(it: Beating) -> None:
