@@ -1,7 +1,7 @@
 """`ProcessGroup`: a command in a session and process group of its own.
 
-When it is left - the command ended, it was stopped, its time was up, the code that reads it failed - nothing
-of that group is alive.
+When it is left - the command ended, it was stopped, its time was up, the code that reads it failed - and when
+the worker is killed, nothing of the command is alive.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import IO, Final, Self
 
 from asm_celery.errors import InvalidInput
+from asm_celery.worker import guard
+from asm_celery.worker.guard_link import link
 
 # How a command is asked to end: a signal to its whole group, and the seconds it has to obey.
 LADDER: Final[Sequence[tuple[signal.Signals, float]]] = (
@@ -28,9 +31,12 @@ LADDER: Final[Sequence[tuple[signal.Signals, float]]] = (
 )
 # A line longer than this is given in pieces: one event has a limit.
 LINE_CHARACTERS: Final = 16_384
+# The environment variable that marks all processes of a command; what is checked is only its value.
+MARK: Final = "ASM_GROUPS"
+_GATE: Final = 'read -r _ || exit 127; exec "$@" </dev/null'
 _CHUNK: Final = 65_536
 _LOOK_S: Final = 0.05
-# What a killed group had written is still in the pipe; a process that left the group may hold it open.
+# What a killed group had written is still in the pipe; a process that escaped may hold it open.
 _DRAIN_S: Final = 0.5
 
 
@@ -52,43 +58,65 @@ class Command:
 
 
 class ProcessGroup:
-    """A command and every process it starts that stays in its group."""
+    """A command and every process it starts.
+
+    Start it by entering it.  From then on it is known to this process's guard, so that it also ends when this
+    process is killed.  What a stop and an end reach:
+
+    * the command and all that stays in its process group: on every system;
+    * what left the group (``setsid``, a daemon): it is found by a mark in its environment, where there is a
+      /proc (Linux), and killed when the command has ended.
+
+    What escapes: a process that left the group *and* started a program with the mark taken out of its
+    environment, or runs as another user; elsewhere than on Linux, whatever left the group.
+    """
 
     def __init__(self, command: Command, ladder: Sequence[tuple[signal.Signals, float]]) -> None:
         self.is_overdue = False
         self.exit_code: int | None = None
+        self._command = command
         self._ladder = ladder
         self._due_at = None if command.timeout is None else time.monotonic() + command.timeout
         # Guards the moment the leader is reaped: until then its id, which is the group's, is nobody else's.
         self._lock = threading.Lock()
         self._is_stopping = False
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
-        try:
-            with _interruptible():
-                self._process = subprocess.Popen(
-                    command.argv,
-                    cwd=command.cwd,
-                    env={**inherited, **command.env},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except (OSError, ValueError) as cause:
-            raise InvalidInput(f"{command.argv[0]!r} cannot be started: {cause}") from cause
+        self._token = os.urandom(8).hex()
 
     def __enter__(self) -> Self:
+        """Start the command.
+
+        Raises:
+            InvalidInput: there is no such program.
+        """
+        # Between the fork and the guard's knowing of it, nobody would end the command of a worker killed just
+        # then.  So what is forked is a gate: a shell that turns into the command when told to, and ends when
+        # the pipe does, as it does with us.
+        gate, opener = os.pipe()
+        try:
+            self._process = self._start_gate(gate)
+            link().group(self._process.pid, self._token)
+            os.write(opener, b"\n")
+        except BaseException:
+            # StopRun, raised by a signal in here: there will be no __exit__
+            os.close(opener)
+            opener = -1
+            if hasattr(self, "_process"):
+                self.__exit__()
+            raise
+        finally:
+            os.close(gate)
+            if opener >= 0:
+                os.close(opener)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill what is left of the group and reap its leader."""
-        with self._lock:
-            self._signal(signal.SIGKILL)
-            code = self._process.wait()
-            # as a shell says it: 128 + the signal that ended it
-            self.exit_code = code if code >= 0 else 128 - code
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        """Kill what is left of the command and reap its leader."""
+        try:
+            self._end()
+        finally:
+            # a StopRun may have been raised in the middle of it
+            if self.exit_code is None:
+                self._end()
 
     def stop(self) -> None:
         """Lead the group down the ladder; returns when the command has ended.  Safe to repeat."""
@@ -163,12 +191,58 @@ class ProcessGroup:
                 return os.waitid(os.P_PID, self._process.pid, flags) is not None
             return True
 
+    def _start_gate(self, gate: int) -> subprocess.Popen[bytes]:
+        command = self._command
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
+        # of a worker that is itself part of a command, the outer marks are passed on
+        marks = ":".join(filter(None, [os.environ.get(MARK), self._token]))
+        env = {**inherited, **command.env, MARK: marks}
+        program = command.argv[0]
+        found = program if os.sep not in program else os.path.join(command.cwd or ".", program)  # noqa: PTH118
+        if shutil.which(found, path=env.get("PATH", os.defpath)) is None:
+            raise InvalidInput(f"{program!r} cannot be started: there is no such program")
+        try:
+            with _interruptible():
+                return subprocess.Popen(
+                    ["/bin/sh", "-c", _GATE, "asm-gate", *command.argv],
+                    cwd=command.cwd,
+                    env=env,
+                    stdin=gate,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as cause:
+            raise InvalidInput(f"{program!r} cannot be started: {cause}") from cause
+
+    def _end(self) -> None:
+        with self._lock:
+            self._signal(signal.SIGKILL)
+            if self.exit_code is None:
+                self._wait_for_end()
+            # No process of the group is left to start another, so what the sweep finds are all there are.
+            guard.sweep([self._token])
+            # Before the reaping: afterwards the group's number may be another's, and the guard, if we died
+            # just then, might take that for ours.
+            link().ended(self._process.pid)
+            code = self._process.wait()
+            # as a shell says it: 128 + the signal that ended it
+            self.exit_code = code if code >= 0 else 128 - code
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _wait_for_end(self) -> None:
+        """Wait until the leader is a zombie, which keeps the group's number."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
     def _kill_rest(self) -> None:
         with self._lock:
             self._signal(signal.SIGKILL)
+        guard.sweep([self._token])
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.exit_code is None:
+        if self.exit_code is None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
