@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class AgentRegistry:
         run_timeout: float | None = None,
         max_attempts: int | None = None,
         resumable: bool = False,
-        capabilities: frozenset[str] | set[str] | tuple[str, ...] = frozenset(),
+        capabilities: Collection[str] = (),
     ) -> AgentSpec:
         """Add an agent.
 
@@ -100,7 +100,7 @@ class AgentRegistry:
             if max_attempts is None
             else check_count(max_attempts, what="max_attempts", minimum=1, maximum=1000),
             resumable=bool(resumable),
-            capabilities=frozenset(capabilities),
+            capabilities=_words(name, capabilities),
         )
         known = self._specs.get(name)
         if known is not None and not _same_code(known.call, call):
@@ -134,6 +134,19 @@ class AgentRegistry:
                 details={"agent": checked, "known": sorted(self._specs)},
             )
         return checked
+
+
+def _words(name: str, capabilities: Collection[str]) -> frozenset[str]:
+    # a string is a collection of strings too, and "pause" would be five capabilities
+    is_legal = not isinstance(capabilities, str) and all(
+        isinstance(word, str) and _NAME.match(word) for word in capabilities
+    )
+    if not is_legal:
+        raise ValidationError(
+            f"capabilities={capabilities!r:.80} of agent {name!r} must be a collection of words, such as {{'pause'}}",
+            details={"field": "capabilities", "agent": name},
+        )
+    return frozenset(capabilities)
 
 
 def _takes_two(call: Any) -> bool:

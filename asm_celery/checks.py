@@ -38,13 +38,27 @@ def check_new_session_id(session_id: object) -> str:
         ) from None
 
 
+def is_run_id(run_id: object) -> bool:
+    """Say whether a run could have this id."""
+    return isinstance(run_id, str) and _RUN_ID.match(run_id) is not None
+
+
 def check_run_id(run_id: object) -> str:
     """Return a well-formed run id; raises RunNotFound when no run can have it."""
-    if isinstance(run_id, str) and _RUN_ID.match(run_id):
+    if isinstance(run_id, str) and is_run_id(run_id):
         return run_id
     raise RunNotFound(
         f"there is no run {str(run_id)[:80]!r}: a run id is run_ and 32 hex digits, as submit_run returns it",
         details={"run_id": str(run_id)[:200]},
+    )
+
+
+def check_actor(by: object) -> str:
+    """Return who asks, as the history keeps it; raises ValidationError unless it is 1 to 200 characters."""
+    if isinstance(by, str) and 1 <= len(by) <= 200 and by.isprintable():
+        return by
+    raise ValidationError(
+        f"by={by!r:.80} must say in 1 to 200 printable characters who asks for this", details={"field": "by"}
     )
 
 

@@ -96,6 +96,7 @@ class Run:
         claims: how many claims were made: the number of the current or last one.
         not_before: while set and in the future, a retry is in back-off.
         stop_requested: the first committed stop request, or None.
+        paused_at: since when its agent is asked to wait, or None; `pause_version` rises at each change.
         created_at: when it was accepted; `started_at`: first claim; `ended_at`: terminal.
         last_sequence: the sequence of its terminal event; 0 while open.
     """
@@ -123,6 +124,8 @@ class Run:
     queue_timeout: float | None = None
     stop_requested: StopKind | None = None
     stop_reason: str | None = None
+    paused_at: datetime | None = None
+    pause_version: int = 0
     not_before: datetime | None = None
     created_at: datetime = field(default_factory=now)
     started_at: datetime | None = None
@@ -306,6 +309,20 @@ class StopReceipt:
     state: str
     status: RunStatus
     kind: StopKind | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseReceipt:
+    """What a request to pause or resume a run came to.
+
+    Attributes:
+        state: ``paused`` or ``resumed``; ``already_paused`` or ``not_paused``: nothing changed.
+        status: the run's status, which pausing does not change.
+    """
+
+    run_id: str
+    state: str
+    status: RunStatus
 
 
 _RUN_ENDS = frozenset(

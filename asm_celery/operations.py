@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from asm_celery.checks import check_run_id, check_session_id
-from asm_celery.errors import AsmError, CapabilityNotSupported, RunNotFound
-from asm_celery.model import Run, StopReceipt
+from asm_celery.checks import check_actor, check_session_id, is_run_id
+from asm_celery.errors import AsmError
+from asm_celery.model import PauseReceipt, Run, StopReceipt
 from asm_celery.runtime import Runtime
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.store.operators import ControlOperation
@@ -22,7 +22,8 @@ class OperationStatus:
     """Where a run is under control operations.
 
     Attributes:
-        state: the run's status, ``stopping`` while a requested stop is not true yet, or ``unknown``.
+        state: the run's status; ``stopping`` while a requested stop is not true yet, ``paused`` while its
+            agent is asked to wait; ``unknown`` for a run that does not exist.
         last_operation: the newest operation asked for, or None.
     """
 
@@ -39,23 +40,43 @@ class ControlOperations:
         self._runtime_of = runtime_of
 
     def interrupt(self, run_id: str, *, by: str = "operator") -> StopReceipt:
-        """Ask for a run to end `interrupted`; idempotent.  Raises RunNotFound."""
-        return self._runtime_of().stopper.request(run_id, StopKind.INTERRUPT, by=by)
+        """Ask for a run to end `interrupted`, keeping what it produced; see `StopReceipt`.
+
+        Guarantee: idempotent; the first committed stop of a run decides, and a run that has ended is left
+        as it is (``already_terminal``).  Raises RunNotFound.
+        """
+        return self._runtime_of().stopper.request(run_id, StopKind.INTERRUPT, by=check_actor(by))
 
     def cancel(self, run_id: str, *, by: str = "operator") -> StopReceipt:
-        """Ask for a run to end `cancelled`; idempotent.  Raises RunNotFound."""
-        return self._runtime_of().stopper.request(run_id, StopKind.CANCEL, by=by)
+        """Ask for a run to end `cancelled`; otherwise as `interrupt`."""
+        return self._runtime_of().stopper.request(run_id, StopKind.CANCEL, by=check_actor(by))
 
-    def pause(self, run_id: str) -> StopReceipt:
-        """Pause a run; raises CapabilityNotSupported unless its agent declares ``pause``."""
-        return self._unsupported(run_id, "pause")
+    def pause(self, run_id: str, *, by: str = "operator") -> PauseReceipt:
+        """Ask for a run to wait where its agent lets it (``ctx.wait_if_paused()``); see `Pauser.pause`.
 
-    def resume(self, run_id: str) -> StopReceipt:
-        """Resume a paused run; raises CapabilityNotSupported unless its agent declares ``resume``."""
-        return self._unsupported(run_id, "resume")
+        Guarantee: idempotent and durable; a paused run keeps its place and its slots, its `run_timeout`
+        goes on, and it can be stopped.
+
+        Raises:
+            RunNotFound: no such run.
+            CapabilityNotSupported: its agent does not declare the capability ``pause``.
+            InvalidOperation: it has ended, or was asked to stop: that is final.
+        """
+        return self._runtime_of().pauser.pause(run_id, by=check_actor(by))
+
+    def resume(self, run_id: str, *, by: str = "operator") -> PauseReceipt:
+        """Let a paused run go on; for a run that is not paused a success that changes nothing.
+
+        Raises: as `pause`.
+        """
+        return self._runtime_of().pauser.resume(run_id, by=check_actor(by))
 
     def cancel_all(self, run_ids: Collection[str], *, by: str = "operator") -> dict[str, Any]:
-        """Cancel many runs; returns for each id its StopReceipt, or the AsmError that refused it."""
+        """Cancel many runs, one transaction each.
+
+        Returns:
+            for each id its StopReceipt, or the AsmError that refused it.
+        """
         answers: dict[str, Any] = {}
         for run_id in run_ids:
             try:
@@ -64,21 +85,27 @@ class ControlOperations:
                 answers[run_id] = refused
         return answers
 
-    def interrupt_session(self, session_id: str) -> list[str]:
-        """Interrupt every open run of a session in one transaction; returns their ids."""
-        return self._runtime_of().control.stop_session(check_session_id(session_id))
+    def interrupt_session(self, session_id: str, *, by: str = "operator") -> dict[str, StopReceipt]:
+        """Interrupt every open run of a session, in one transaction; those that have ended are left alone.
+
+        Returns:
+            for each run that was open its StopReceipt; empty where none was.
+
+        Raises:
+            SessionNotFound: no such session.
+        """
+        return self._runtime_of().control.stop_session(check_session_id(session_id), by=check_actor(by))
 
     def get_operation_status(self, run_id: str) -> OperationStatus:
         """Return a run's state and operations; state ``unknown`` for a run that does not exist."""
+        if not is_run_id(run_id):
+            return OperationStatus(run_id=str(run_id)[:200], state="unknown", last_operation=None, history=[])
         with self._runtime_of().store.read() as tx:
             run = tx.runs.get(run_id)
             history = tx.operations.of(run_id)
-        state = "unknown" if run is None else run.status.value
-        if run is not None and run.status is RunStatus.RUNNING and run.stop_requested is not None:
-            state = "stopping"
         return OperationStatus(
             run_id=run_id,
-            state=state,
+            state="unknown" if run is None else _state_of(run),
             last_operation=history[-1].operation if history else None,
             history=history,
         )
@@ -87,17 +114,8 @@ class ControlOperations:
         """Return the operations on a run, oldest first: what, who, when, result."""
         return self.get_operation_status(run_id).history
 
-    def _unsupported(self, run_id: str, capability: str) -> StopReceipt:
-        run = self._run(run_id)
-        raise CapabilityNotSupported(
-            f"run {run_id} cannot be asked to {capability}: its agent {run.agent!r} does not declare it; pause "
-            "its session instead",
-            details={"run_id": run_id, "capability": capability, "agent": run.agent},
-        )
 
-    def _run(self, run_id: str) -> Run:
-        with self._runtime_of().store.read() as tx:
-            run = tx.runs.get(check_run_id(run_id))
-        if run is None:
-            raise RunNotFound(f"there is no run {run_id!r}", details={"run_id": run_id})
-        return run
+def _state_of(run: Run) -> str:
+    if run.status is RunStatus.RUNNING and run.stop_requested is not None:
+        return "stopping"
+    return "paused" if run.paused_at is not None else run.status.value

@@ -21,6 +21,7 @@ from asm_celery.limiter import ConcurrencyLimiter
 from asm_celery.moves.control import Control
 from asm_celery.moves.coordinator import Coordinator
 from asm_celery.moves.inspection import Inspection
+from asm_celery.moves.pausing import Pauser
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.recovery import Recovery
 from asm_celery.moves.restore import Restore
@@ -93,6 +94,11 @@ class Runtime:
     def control(self) -> Control:
         """The moves of operators and callers."""
         return Control(self.log, self.promoter, self.stopper)
+
+    @cached_property
+    def pauser(self) -> Pauser:
+        """The moves that pause a run."""
+        return Pauser(self.registry, self.log, self.config.keys)
 
     @cached_property
     def inspection(self) -> Inspection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -104,13 +104,14 @@ class AgentSessions:
         run_timeout: float | None = None,
         max_attempts: int | None = None,
         resumable: bool = False,
+        capabilities: Collection[str] = (),
     ) -> Callable[[_Call], _Call]: ...
 
     def agent(self, name: Any = None, /, **options: Any) -> Any:
         """Register the decorated callable, under its own name or the one given; returns it unchanged.
 
         ``@asm.agent`` or ``@asm.agent("name", queue=..., stop_grace_s=..., run_timeout=...,
-        max_attempts=..., resumable=...)``.
+        max_attempts=..., resumable=..., capabilities={"pause"})``; see `AgentSpec`.
         """
         if callable(name):
             self.register(name.__name__, name)

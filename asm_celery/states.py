@@ -99,6 +99,8 @@ class EventType(StrEnum):
     RUN_STARTED = "run_started"
     RUN_REQUEUED = "run_requeued"
     RUN_STOP_REQUESTED = "run_stop_requested"
+    RUN_PAUSED = "run_paused"
+    RUN_RESUMED = "run_resumed"
     RUN_COMPLETED = "run_completed"
     RUN_FAILED = "run_failed"
     RUN_CANCELLED = "run_cancelled"

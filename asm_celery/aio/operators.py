@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from asm_celery.limiter import ConcurrencyLimiter, LimiterStatus, Limits
-from asm_celery.model import StopReceipt
+from asm_celery.model import PauseReceipt, StopReceipt
 from asm_celery.operations import ControlOperations, OperationStatus
 from asm_celery.store.operators import ControlOperation
 
@@ -67,21 +67,21 @@ class AsyncControlOperations:
         """See `ControlOperations.cancel`."""
         return await asyncio.to_thread(self._operations.cancel, run_id, by=by)
 
-    async def pause(self, run_id: str) -> StopReceipt:
+    async def pause(self, run_id: str, *, by: str = "operator") -> PauseReceipt:
         """See `ControlOperations.pause`."""
-        return await asyncio.to_thread(self._operations.pause, run_id)
+        return await asyncio.to_thread(self._operations.pause, run_id, by=by)
 
-    async def resume(self, run_id: str) -> StopReceipt:
+    async def resume(self, run_id: str, *, by: str = "operator") -> PauseReceipt:
         """See `ControlOperations.resume`."""
-        return await asyncio.to_thread(self._operations.resume, run_id)
+        return await asyncio.to_thread(self._operations.resume, run_id, by=by)
 
     async def cancel_all(self, run_ids: Collection[str], *, by: str = "operator") -> dict[str, Any]:
         """See `ControlOperations.cancel_all`."""
         return await asyncio.to_thread(self._operations.cancel_all, run_ids, by=by)
 
-    async def interrupt_session(self, session_id: str) -> list[str]:
+    async def interrupt_session(self, session_id: str, *, by: str = "operator") -> dict[str, StopReceipt]:
         """See `ControlOperations.interrupt_session`."""
-        return await asyncio.to_thread(self._operations.interrupt_session, session_id)
+        return await asyncio.to_thread(self._operations.interrupt_session, session_id, by=by)
 
     async def get_operation_status(self, run_id: str) -> OperationStatus:
         """See `ControlOperations.get_operation_status`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from asm_celery.errors import InvalidOperation, SessionNotFound
 from asm_celery.events.log import EventLog
-from asm_celery.model import Event, Session
+from asm_celery.model import Event, Session, StopReceipt
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.stopping import Stopper
-from asm_celery.states import SESSION_EVENT, SESSION_MOVES, SessionStatus, check_session_move
+from asm_celery.states import SESSION_EVENT, SESSION_MOVES, SessionStatus, StopKind, check_session_move
 
 
 class Control:
@@ -53,17 +53,29 @@ class Control:
         )
         return session
 
-    def stop_session(self, session_id: str, *, reason: str = "interrupt_session") -> list[str]:
-        """Interrupt every open run of a session; returns the ids of those that were stopped or told.
+    def stop_session(
+        self, session_id: str, *, by: str, reason: str = "interrupt_session"
+    ) -> dict[str, StopReceipt]:
+        """Interrupt every open run of a session; returns the receipts of those that were stopped or told.
 
-        One transaction.  Runs submitted meanwhile are not touched.
+        One transaction, with an entry in the history a run.  Runs submitted meanwhile are not touched.
         """
         with self._log.transaction() as tx:
             if tx.sessions.counter(session_id) is None:
                 raise _unknown(session_id)
             stops = self._stopper.stop_open(tx, session_id, reason=reason)
+            # a run that was asked to stop before keeps its kind: the first request decides
+            receipts = {
+                run.run_id: StopReceipt(
+                    run_id=run.run_id, state=state, status=run.status, kind=run.stop_requested
+                )
+                for state, runs in (("withdrawn", stops.withdrawn), ("requested", stops.told))
+                for run in runs
+            }
+            for receipt in receipts.values():
+                tx.operations.record(receipt.run_id, session_id, StopKind.INTERRUPT.value, by, receipt.state)
         self._stopper.carry_out(stops)
-        return [run.run_id for run in [*stops.withdrawn, *stops.told]]
+        return receipts
 
     def delete_session(self, session_id: str) -> None:
         """Remove a session, its runs and events: only a completed or draining one without open runs.

@@ -35,10 +35,15 @@ _FORGET_S: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """What a beat tells its executor: attempts to stop, and attempts that are no longer its own."""
+    """What a beat tells its executor: attempts to stop, attempts that are no longer its own, and pauses.
+
+    Attributes:
+        pauses: for each run that was ever paused: whether it is, and the version of that.
+    """
 
     stops: dict[str, StopKind] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    pauses: dict[str, tuple[bool, int]] = field(default_factory=dict)
 
 
 class Recovery:
@@ -93,7 +98,12 @@ class Recovery:
             # the beat in SQL vouches for these runs, and their stops must be heard all the same
             log.debug("beats reach SQL only: %s", cause.message)
         stops = {run_id: stop for run_id in mine if (stop := running[run_id].stop) is not None}
-        return Beat(stops=stops, lost=set(held) - set(mine))
+        pauses = {
+            run.run_id: (run.is_paused, run.pause_version)
+            for run in running.values()
+            if run.run_id in mine and run.pause_version
+        }
+        return Beat(stops=stops, lost=set(held) - set(mine), pauses=pauses)
 
     def announce(self, executor: str, worker: str, slots: int, queues: Sequence[str]) -> None:
         """Say how many runs this executor can take from which Celery queues (0: none any more).

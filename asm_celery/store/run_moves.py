@@ -132,6 +132,7 @@ def finish(unless_stopped: bool, has_position: bool, columns: frozenset[str]) ->
         *([_AT_POSITION] if has_position else []),
         status=bindparam("p_status", type_=Text),
         ended_at=instant_in(0),
+        paused_at=None,
         **values,
     )
 
@@ -146,6 +147,7 @@ def withdraw() -> Kept:
         stop_reason=bindparam("p_reason", type_=Text),
         error=bindparam("p_error", type_=Text),
         ended_at=instant_in(0),
+        paused_at=None,
     )
 
 
@@ -157,6 +159,30 @@ def request_stop() -> Kept:
         runs.c.stop_requested.is_(None),
         stop_requested=bindparam("p_stop", type_=Text),
         stop_reason=bindparam("p_reason", type_=Text),
+    )
+
+
+@cache
+def pause() -> Kept:
+    """Ask an open run's agent to wait, once; a run that was asked to stop is not asked to wait."""
+    return _kept(
+        is_open(runs),
+        runs.c.stop_requested.is_(None),
+        runs.c.paused_at.is_(None),
+        paused_at=instant_in(0),
+        pause_version=runs.c.pause_version + 1,
+    )
+
+
+@cache
+def resume() -> Kept:
+    """Let a paused run go on."""
+    return _kept(
+        is_open(runs),
+        runs.c.stop_requested.is_(None),
+        runs.c.paused_at.is_not(None),
+        paused_at=None,
+        pause_version=runs.c.pause_version + 1,
     )
 
 

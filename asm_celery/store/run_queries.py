@@ -50,6 +50,8 @@ class HeldRun:
     run_id: str
     claims: int
     stop: StopKind | None
+    is_paused: bool
+    pause_version: int
 
 
 class RunQueries:
@@ -139,15 +141,21 @@ class RunQueries:
     def held_by(self, executor: str) -> list[HeldRun]:
         """Return the runs SQL says this executor is running (index runs_executor)."""
         rows = self._connection.execute(
-            select(runs.c.run_id, runs.c.claims, runs.c.stop_requested).where(
-                runs.c.executor == executor, has_status(runs, RunStatus.RUNNING)
-            )
+            select(
+                runs.c.run_id,
+                runs.c.claims,
+                runs.c.stop_requested,
+                runs.c.paused_at,
+                runs.c.pause_version,
+            ).where(runs.c.executor == executor, has_status(runs, RunStatus.RUNNING))
         )
         return [
             HeldRun(
                 run_id=row.run_id,
                 claims=row.claims,
                 stop=StopKind(row.stop_requested) if row.stop_requested else None,
+                is_paused=row.paused_at is not None,
+                pause_version=row.pause_version,
             )
             for row in rows
         ]
@@ -227,6 +235,8 @@ def to_run(row: Row[Any]) -> Run:
         queue_timeout=row.queue_timeout,
         stop_requested=StopKind(row.stop_requested) if row.stop_requested else None,
         stop_reason=row.stop_reason,
+        paused_at=row.paused_at,
+        pause_version=row.pause_version,
         not_before=row.not_before,
         created_at=row.created_at,
         started_at=row.started_at,

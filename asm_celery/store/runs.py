@@ -114,6 +114,14 @@ class Runs(RunQueries):
         """Ask a running run to stop; the first committed request decides, for ever."""
         return self._move(run_moves.request_stop(), run_id, p_stop=kind.value, p_reason=reason)
 
+    def pause(self, run_id: str) -> Run | None:
+        """Ask an open run's agent to wait; None when it waits already, was asked to stop or has ended."""
+        return self._move(run_moves.pause(), run_id)
+
+    def resume(self, run_id: str) -> Run | None:
+        """Let a paused run go on; None when it is not paused, was asked to stop or has ended."""
+        return self._move(run_moves.resume(), run_id)
+
     def requeue(
         self,
         run_id: str,
@@ -126,6 +134,8 @@ class Runs(RunQueries):
         **values: Any,
     ) -> Run | None:
         """Give an attempt back: the run waits again at its old position, not before `delay_s` from now.
+
+        A pause stays: the next attempt waits where the agent lets it.
 
         Args:
             counts: False for a hand-back, which does not use up an attempt; True requires one left.

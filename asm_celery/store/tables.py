@@ -158,6 +158,9 @@ runs = Table(
     Column("queue_timeout", Float),
     Column("stop_requested", Text),
     Column("stop_reason", Text),
+    # since when it is to wait; the version rises at each pause and resume, so the later of two news is known
+    Column("paused_at", Instant),
+    Column("pause_version", Integer, nullable=False, server_default="0"),
     Column("not_before", Instant),
     Column("queue_deadline", Instant),
     Column("deadline", Instant),
@@ -169,6 +172,7 @@ runs = Table(
     CheckConstraint(f"stop_requested IS NULL OR {_words('stop_requested', StopKind)}", name="runs_stop"),
     # ended_at and the terminal statuses belong together
     CheckConstraint(f"(ended_at IS NULL) = ({OPEN_SQL})", name="runs_ended"),
+    CheckConstraint(f"paused_at IS NULL OR {OPEN_SQL}", name="runs_paused"),
     Index(
         "runs_open", "session_id", "position", postgresql_where=text(OPEN_SQL), sqlite_where=text(OPEN_SQL)
     ),

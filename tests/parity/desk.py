@@ -16,6 +16,7 @@ from asm_celery.dispatch import Dispatcher
 from asm_celery.errors import AsmError
 from asm_celery.model import Lease, Run
 from asm_celery.runtime import Runtime
+from asm_celery.worker.attempt import Attempts
 from asm_celery.worker.host import ExecutorHost
 from asm_celery.worker.pool import Retirement
 from tests.waiting import wait_until
@@ -95,6 +96,12 @@ class Desk:
             queues=[self.config.default_queue],
             retirement=Retirement(),
         )
+
+    @property
+    def attempts(self) -> Attempts:
+        """The attempts that execute here."""
+        assert self._host is not None
+        return self._host.executor._attempts
 
     def announce(self, slots: int = 10) -> None:
         """Have runs leased, without anybody who answers their doorbells."""

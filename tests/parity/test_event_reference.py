@@ -51,6 +51,14 @@ def written(desk: Desk) -> list[Event]:
         stop(run_id, wait=True, timeout=20)
     with pytest.raises(errors.RunTimeout):
         servers["gate"].execute_run("z", run_timeout=0.1)
+    desk.asm.register("resting", lambda ctx, given: ctx.wait_if_paused(), capabilities={"pause"})
+    servers["resting"] = desk.start("resting")
+    servers["resting"].pause()
+    rests = servers["resting"].submit_run("r")
+    desk.asm.control.pause(rests)
+    desk.asm.control.resume(rests)
+    servers["resting"].resume()
+    desk.ended(servers["resting"], rests)
     servers["gate"].drain(accept=False)
     servers["gate"].complete()
     return [event for server in servers.values() for event in all_events(server)]

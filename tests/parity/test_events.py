@@ -13,7 +13,7 @@ from asm_celery.states import EventType, check_event_type, event_category
 
 FAMILIES = {
     "session": "created started paused resumed completed failed cancelled draining",
-    "run": "started completed failed cancelled timeout queued requeued stop_requested interrupted",
+    "run": "started completed failed cancelled timeout queued requeued stop_requested interrupted paused resumed",
     "message": "sent received streamed",
     "tool": "call_started call_completed call_failed",
     "error": "occurred recovered",

@@ -113,6 +113,8 @@ def upgrade() -> None:
         sa.Column("queue_timeout", sa.Float(), nullable=True),
         sa.Column("stop_requested", sa.Text(), nullable=True),
         sa.Column("stop_reason", sa.Text(), nullable=True),
+        sa.Column("paused_at", sa.BigInteger(), nullable=True),
+        sa.Column("pause_version", sa.Integer(), server_default="0", nullable=False),
         sa.Column("not_before", sa.BigInteger(), nullable=True),
         sa.Column("queue_deadline", sa.BigInteger(), nullable=True),
         sa.Column("deadline", sa.BigInteger(), nullable=True),
@@ -120,6 +122,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("(ended_at IS NULL) = (status IN ('pending', 'running'))", name="runs_ended"),
+        sa.CheckConstraint("paused_at IS NULL OR status IN ('pending', 'running')", name="runs_paused"),
         sa.CheckConstraint(
             "status IN ('pending', 'running', 'completed', 'failed', 'cancelled', 'interrupted', 'timeout')",
             name="runs_status",
