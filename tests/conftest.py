@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,8 @@ from tests.workers import WorkerProcess
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the developer's own settings: a test says all that it needs."""
     report.register(config)
+    # a shell starts what runs in the background with SIGINT ignored, which every program we start would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith("ASM_") and not name.startswith(("ASM_TEST_", "ASM_EMBEDDED_")):
             del os.environ[name]

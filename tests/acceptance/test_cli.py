@@ -344,8 +344,11 @@ def test_migrate_makes_a_database_that_works(asm: Command, here: Here, tmp_path:
         (["--redis-url", "redis://127.0.0.1:1/0", "status"], 69),
     ],
 )
-def test_each_refusal_has_its_exit_code_and_one_line(here: Here, arguments: list[str], code: int) -> None:
+def test_each_refusal_has_its_exit_code_and_one_line(
+    here: Here, sessions: AgentSessions, arguments: list[str], code: int
+) -> None:
     """One line on stderr says why; with --json it is an error object."""
+    sessions.start_session("echo", session_id="there", if_exists="attach")
     text = here(*arguments)
     told = here(*arguments, "--json")
 
