@@ -22,6 +22,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
 from asm_celery.worker.children import SILENCE, ChildWatch
+from asm_celery.worker.guard_link import die_with_parent, link
 from asm_celery.worker.heartbeat import announced_name
 from asm_celery.worker.host import ExecutorHost, cancel_revoked
 from asm_celery.worker.threads import replace_at_exit
@@ -56,6 +57,7 @@ class WorkerLife:
         self._incarnation = ""
         self._executes_here = False
         self._is_program = False
+        self._main = 0
         self._was_told = False
         self._pool: Any = None
         self._board: Board | None = None
@@ -83,21 +85,27 @@ class WorkerLife:
         self._incarnation = os.urandom(4).hex()
         # `celery worker` is a program, which can start anew; a worker inside another program is not
         self._is_program = isinstance(worker, Worker)
+        self._main = os.getpid()
         pool.use_ours(worker)
         if self._is_ours:
             pool.tune(worker)
+        if self._is_program:
+            # before there are children, so that theirs is the same
+            link().start()
         if not self._executes_here:
             self._board = Board(2 * pool.most_children(worker) + 8)
 
     def on_started(self, worker: Any) -> None:
         """The pool is up, the consumer is not."""
         self._pool = worker.pool
+        silence_s = SILENCE * self._runtime_of().config.lease_s
         if self._executes_here:
             if threading.current_thread() is threading.main_thread():
                 reach.prepare()
+            if self._is_program:
+                link().watch(os.getpid(), silence_s)
             self._start(worker.hostname, pool.slots(worker))
         elif self._board is not None:
-            silence_s = SILENCE * self._runtime_of().config.lease_s
             self._watch = ChildWatch(self._board, silence_s=silence_s)
             self._watch.start()
 
@@ -122,6 +130,7 @@ class WorkerLife:
     def _on_child(self, sender: str, **_: Any) -> None:
         # a solo pool sends this too, from the main process
         if not self._executes_here and current_app == self._app:
+            die_with_parent(self._main)
             reach.prepare()
             self._start(sender, 1)
 
@@ -138,6 +147,9 @@ class WorkerLife:
 
     def _on_end(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
+            if self._is_program:
+                # it ticks no more
+                link().watch(os.getpid())
             self._host.stop()
             if self._watch is not None:
                 self._watch.stop()
@@ -194,6 +206,7 @@ class WorkerLife:
             queues=list(self._app.amqp.queues.consume_from),
             retirement=self._retirement,
             board=self._board,
+            tick=link().tick if self._is_program else None,
             on_lost=self._on_lost,
         )
 
