@@ -237,7 +237,7 @@ def test_a_group_whose_number_is_anothers_by_now_is_spared() -> None:
         start = guard.start_time(stranger.pid)
 
         guard.kill_group(stranger.pid, start - 1)
-        assert stranger.poll() is None
+        assert _answers(stranger)
 
         guard.kill_group(stranger.pid, start)
         assert -signal.SIGKILL == stranger.wait(20)
@@ -249,7 +249,7 @@ def test_a_process_is_spared_when_nothing_is_looked_for() -> None:
         guard.sweep([])
         guard.sweep([os.urandom(8).hex()])
 
-        assert stranger.poll() is None
+        assert _answers(stranger)
 
 
 def test_a_command_of_a_process_killed_before_it_was_registered_never_runs(
@@ -303,9 +303,16 @@ def _wait_guarding(it: psutil.Process) -> None:
 
 @contextlib.contextmanager
 def _session() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
-    try:
+    with subprocess.Popen(
+        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
+
+
+def _answers(process: subprocess.Popen[bytes]) -> bool:
+    """Say whether it lives: one that was just sent SIGKILL may still look alive, but says no more."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"?\n")
+    process.stdin.flush()
+    return process.stdout.readline() == b"?\n"
