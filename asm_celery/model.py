@@ -325,6 +325,21 @@ class PauseReceipt:
     status: RunStatus
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Whether the whole installation is held: nothing new starts in any session, and what runs goes on.
+
+    Attributes:
+        version: rises at each change.
+        by: who changed it last, and `since` when; None where nobody ever did.
+    """
+
+    is_held: bool
+    version: int = 0
+    by: str | None = None
+    since: datetime | None = None
+
+
 _RUN_ENDS = frozenset(
     {
         EventType.RUN_COMPLETED,

@@ -5,16 +5,23 @@ State is derived from SQL, never kept beside it, so it cannot disagree with what
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from asm_celery.checks import check_actor, check_session_id, is_run_id
-from asm_celery.errors import AsmError
-from asm_celery.model import PauseReceipt, Run, StopReceipt
+from asm_celery.checks import check_actor, check_seconds, check_session_id, is_run_id
+from asm_celery.errors import AsmError, DrainTimeout
+from asm_celery.model import Hold, PauseReceipt, Run, StopReceipt
 from asm_celery.runtime import Runtime
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.store.operators import ControlOperation
+from asm_celery.store.run_queries import OpenRun
+
+# A drain of the installation listens to no session: it looks again after so long.
+_LOOK_AGAIN_S: Final = 0.5
+_MOST_TOLD: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +103,51 @@ class ControlOperations:
         """
         return self._runtime_of().control.stop_session(check_session_id(session_id), by=check_actor(by))
 
+    def hold(self, *, by: str = "operator") -> Hold:
+        """Let nothing new start in the whole installation; what runs goes on, and runs are still accepted.
+
+        Guarantee: idempotent; it is in SQL, and holds through the loss of Redis and of every process until
+        `release`.  States of sessions stay as they are.  A run that was just being started may still start.
+        """
+        return self._runtime_of().holding.move(True, by=check_actor(by))
+
+    def release(self, *, by: str = "operator") -> Hold:
+        """End a `hold`: what waits starts, in sessions that are not paused themselves; idempotent."""
+        return self._runtime_of().holding.move(False, by=check_actor(by))
+
+    def get_hold(self) -> Hold:
+        """Return whether the installation is held, by whom and since when; from SQL."""
+        return self._runtime_of().holding.read()
+
+    def drain(self, timeout: float | None = 60.0) -> None:
+        """Return when no run of any session is queued or in flight; admission stays open.
+
+        Args:
+            timeout: seconds of patience; None: as long as it takes.
+
+        Raises:
+            DrainTimeout: with at most 200 of the runs that are left, and why; work goes on.
+        """
+        check_seconds(timeout, what="timeout")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (left := self.left_to_drain(deadline, timeout)) is not None:
+            time.sleep(left)
+
+    def left_to_drain(self, deadline: float | None, timeout: float | None) -> float | None:
+        """Return how long to wait before the next look at a drain, None when nothing is open any more.
+
+        Raises:
+            DrainTimeout: the deadline (monotonic) has passed.
+        """
+        with self._runtime_of().store.read() as tx:
+            open_runs = tx.runs.open_page(limit=_MOST_TOLD)
+        if not open_runs:
+            return None
+        left = math.inf if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise _not_drained(open_runs, timeout or 0.0, self._runtime_of().inspection.why_idle())
+        return min(left, _LOOK_AGAIN_S)
+
     def get_operation_status(self, run_id: str) -> OperationStatus:
         """Return a run's state and operations; state ``unknown`` for a run that does not exist."""
         if not is_run_id(run_id):
@@ -113,6 +165,21 @@ class ControlOperations:
     def get_operation_history(self, run_id: str) -> list[ControlOperation]:
         """Return the operations on a run, oldest first: what, who, when, result."""
         return self.get_operation_status(run_id).history
+
+
+def _not_drained(open_runs: list[OpenRun], timeout: float, why_idle: str) -> DrainTimeout:
+    in_flight = [run.run_id for run in open_runs if run.status is RunStatus.RUNNING]
+    queued = [run.run_id for run in open_runs if run.status is RunStatus.PENDING]
+    why = f"{len(in_flight)} running, {len(queued)} waiting behind them" if in_flight else why_idle
+    most = "at least " if len(open_runs) == _MOST_TOLD else ""
+    return DrainTimeout(
+        f"the installation was not empty after {timeout:g} s: {most}{len(in_flight)} in flight, {len(queued)} "
+        f"queued; {why}",
+        session_id="",
+        queued=queued,
+        in_flight=in_flight,
+        why=why,
+    )
 
 
 def _state_of(run: Run) -> str:

@@ -20,6 +20,7 @@ from asm_celery.events.log import EventLog
 from asm_celery.limiter import ConcurrencyLimiter
 from asm_celery.moves.control import Control
 from asm_celery.moves.coordinator import Coordinator
+from asm_celery.moves.holding import Holding
 from asm_celery.moves.inspection import Inspection
 from asm_celery.moves.pausing import Pauser
 from asm_celery.moves.promotion import Promoter
@@ -96,6 +97,11 @@ class Runtime:
         return Control(self.log, self.promoter, self.stopper)
 
     @cached_property
+    def holding(self) -> Holding:
+        """The moves of the hold."""
+        return Holding(self.log, self.promoter)
+
+    @cached_property
     def pauser(self) -> Pauser:
         """The moves that pause a run."""
         return Pauser(self.registry, self.log, self.config.keys)
@@ -103,7 +109,7 @@ class Runtime:
     @cached_property
     def inspection(self) -> Inspection:
         """Read-only questions."""
-        return Inspection(self.log, self.queue)
+        return Inspection(self.log, self.queue, self.holding)
 
     @cached_property
     def limiter(self) -> ConcurrencyLimiter:

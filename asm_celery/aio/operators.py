@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+from asm_celery.checks import check_seconds
 from asm_celery.limiter import ConcurrencyLimiter, LimiterStatus, Limits
-from asm_celery.model import PauseReceipt, StopReceipt
+from asm_celery.model import Hold, PauseReceipt, StopReceipt
 from asm_celery.operations import ControlOperations, OperationStatus
 from asm_celery.store.operators import ControlOperation
 
@@ -82,6 +84,27 @@ class AsyncControlOperations:
     async def interrupt_session(self, session_id: str, *, by: str = "operator") -> dict[str, StopReceipt]:
         """See `ControlOperations.interrupt_session`."""
         return await asyncio.to_thread(self._operations.interrupt_session, session_id, by=by)
+
+    async def hold(self, *, by: str = "operator") -> Hold:
+        """See `ControlOperations.hold`."""
+        return await asyncio.to_thread(self._operations.hold, by=by)
+
+    async def release(self, *, by: str = "operator") -> Hold:
+        """See `ControlOperations.release`."""
+        return await asyncio.to_thread(self._operations.release, by=by)
+
+    async def get_hold(self) -> Hold:
+        """See `ControlOperations.get_hold`."""
+        return await asyncio.to_thread(self._operations.get_hold)
+
+    async def drain(self, timeout: float | None = 60.0) -> None:
+        """See `ControlOperations.drain`; holds no thread while it waits."""
+        check_seconds(timeout, what="timeout")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        look = self._operations.left_to_drain
+        # the runs of other processes: there is nothing here to be woken by
+        while (left := await asyncio.to_thread(look, deadline, timeout)) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(left)
 
     async def get_operation_status(self, run_id: str) -> OperationStatus:
         """See `ControlOperations.get_operation_status`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -155,17 +156,36 @@ def interrupt(call: Call, **options: Any) -> Any:
     return _deed("run").stop(call, kind="interrupt", **options)
 
 
+def _session_or_all(function: _Function) -> _Function:
+    """Give a command SESSION or --all; its function gets a session's id, or None for all."""
+
+    @wraps(function)
+    def chosen(call: Call, session_id: str | None, is_all: bool, **options: Any) -> Any:
+        if is_all == (session_id is not None):
+            raise click.UsageError("name one SESSION, or say --all for the whole installation")
+        return function(call, session_id=session_id, **options)
+
+    every = click.option("--all", "is_all", is_flag=True, help="The whole installation.")
+    return click.argument("session_id", metavar="[SESSION]", required=False)(every(chosen))  # type: ignore[return-value]
+
+
 @_command
-@click.argument("session_id", metavar="SESSION")
-def pause(call: Call, session_id: str) -> Any:
-    """Let what runs finish and start nothing new, until resume."""
+@_session_or_all
+def pause(call: Call, session_id: str | None) -> Any:
+    """Let what runs finish and start nothing new, until resume.
+
+    With --all the installation is held: nothing starts in any session, and their own states stay.
+    """
     return _deed("session").move(call, session_id, "pause")
 
 
 @_command
-@click.argument("session_id", metavar="SESSION")
-def resume(call: Call, session_id: str) -> Any:
-    """Start what waits again, and accept runs again."""
+@_session_or_all
+def resume(call: Call, session_id: str | None) -> Any:
+    """Start what waits again, and accept runs again.
+
+    With --all the installation is released; sessions that were paused one by one stay so.
+    """
     return _deed("session").move(call, session_id, "resume")
 
 
@@ -186,11 +206,13 @@ def delete(call: Call, **options: Any) -> Any:
 
 
 @_command
-@click.argument("session_id", metavar="SESSION")
+@_session_or_all
 @click.option("--timeout", type=_seconds, help="Seconds to wait; work goes on after them.")
-@click.option("--no-accept", is_flag=True, help="Accept no new runs, until resume or complete.")
+@click.option(
+    "--no-accept", is_flag=True, help="Accept no new runs, until resume or complete; of one session only."
+)
 def drain(call: Call, **options: Any) -> Any:
-    """Return when nothing of a session runs or waits."""
+    """Return when nothing of a session runs or waits; with --all, nothing of any session."""
     return _deed("session").drain(call, **options)
 
 

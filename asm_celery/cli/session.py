@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 from dataclasses import asdict
 from typing import Any
+
+import click
 
 from asm_celery.cli.call import Call
 from asm_celery.cli.exits import Exit
 from asm_celery.cli.reach import sessions_of
 from asm_celery.cli.words import RUN_HEADS, ago, print_table, run_row
 from asm_celery.limiter import LimiterStatus
-from asm_celery.model import Run, SessionStatusReport
+from asm_celery.model import Hold, Run, SessionStatusReport
 from asm_celery.server import SessionServer
 from asm_celery.sessions import AgentSessions
 from asm_celery.states import OPEN, SessionStatus
@@ -36,9 +41,15 @@ def status(call: Call, *, name: str | None, after: str | None, limit: int) -> Ex
     return Exit.COMPLETED
 
 
-def move(call: Call, session_id: str, verb: str) -> Exit:
-    """Pause or resume a session; raises SessionNotFound, InvalidTransition."""
+def move(call: Call, session_id: str | None, verb: str) -> Exit:
+    """Pause or resume a session, or hold or release all; raises SessionNotFound, InvalidTransition."""
     with sessions_of(call) as asm:
+        if session_id is None:
+            change = {"pause": asm.control.hold, "resume": asm.control.release}[verb]
+            hold = change(by=_who())
+            call.answer("hold", asdict(hold))
+            call.text(_hold_line(hold))
+            return Exit.COMPLETED
         server = asm.attach(session_id)
         {"pause": server.pause, "resume": server.resume}[verb]()
         _tell_state(call, server)
@@ -68,9 +79,19 @@ def delete(call: Call, *, session_id: str, yes: bool) -> Exit:
     return Exit.COMPLETED
 
 
-def drain(call: Call, *, session_id: str, timeout: float | None, no_accept: bool) -> Exit:
-    """Return when nothing of the session runs or waits; raises DrainTimeout."""
+def drain(call: Call, *, session_id: str | None, timeout: float | None, no_accept: bool) -> Exit:
+    """Return when nothing of the session, or of all, runs or waits; raises DrainTimeout."""
+    if session_id is None and no_accept:
+        raise click.UsageError(
+            "admission is closed session by session: drain one SESSION with --no-accept, or let nothing start "
+            "anywhere with `asm pause --all`"
+        )
     with sessions_of(call) as asm:
+        if session_id is None:
+            asm.control.drain(timeout)
+            call.answer("drained", {"session_id": None})
+            call.text("nothing runs or waits")
+            return Exit.COMPLETED
         server = asm.attach(session_id)
         server.drain(timeout, accept=not no_accept)
         _tell_state(call, server)
@@ -108,9 +129,28 @@ def _list(call: Call, asm: AgentSessions, after: str | None, limit: int) -> None
         call.talk("no sessions")
     if len(sessions) == limit:
         call.talk(f"there may be more: `asm status --after {sessions[-1].session_id}`")
+    hold = asm.control.get_hold()
+    if hold.is_held:
+        call.text(_hold_line(hold))
     limits = asm.limiter.get_status()
-    call.answer("limiter", asdict(limits))
+    call.answer("limiter", {**asdict(limits), "hold": asdict(hold)})
     call.text(_limits_line(limits))
+
+
+def _hold_line(hold: Hold) -> str:
+    if hold.is_held:
+        return f"held by {hold.by} {ago(hold.since)}: nothing new starts, until `asm resume --all`"
+    return "not held: what waits starts"
+
+
+def _who() -> str:
+    """Return the operator as the hold keeps it: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # a container's user may have a number and no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:200]
 
 
 def _limits_line(limits: LimiterStatus) -> str:

@@ -65,11 +65,9 @@ def event_line(event: Event) -> str:
 
 def run_row(run: Run) -> list[str]:
     """Return a run's cells: id, agent, position, status, waited, ran."""
-    status = (
-        f"{run.status} ({run.stop_requested} asked)"
-        if run.stop_requested and not run.is_terminal
-        else run.status
-    )
+    notes = {f"{run.stop_requested} asked": run.stop_requested, "paused": run.paused_at}
+    note = next((note for note, holds in notes.items() if holds and not run.is_terminal), None)
+    status = f"{run.status} ({note})" if note else run.status
     waited = between(run.created_at, run.started_at or run.ended_at)
     return [run.run_id, run.agent, str(run.position), status, waited, between(run.started_at, run.ended_at)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asm_celery.errors import CoordinationUnavailable, SessionNotFound
 from asm_celery.events.log import EventLog
 from asm_celery.model import Run, Session, SessionStatusReport
+from asm_celery.moves.holding import Holding
 from asm_celery.queue.run_queue import RunQueue
 from asm_celery.states import RunStatus, SessionStatus
 
@@ -12,9 +13,10 @@ from asm_celery.states import RunStatus, SessionStatus
 class Inspection:
     """Read-only questions."""
 
-    def __init__(self, log: EventLog, queue: RunQueue) -> None:
+    def __init__(self, log: EventLog, queue: RunQueue, holding: Holding) -> None:
         self._log = log
         self._queue = queue
+        self._holding = holding
 
     def status(self, session_id: str) -> SessionStatusReport:
         """Report a session from SQL; `subscribers` from Redis, 0 while it is away.
@@ -37,6 +39,13 @@ class Inspection:
             return "the session is paused: resume() it"
         if report.in_flight_count:
             return f"{report.in_flight_count} running, {report.queued_count} waiting behind them"
+        return self.why_idle()
+
+    def why_idle(self) -> str:
+        """Say in one sentence why what waits in sessions that may start runs does not start."""
+        hold = self._holding.read()
+        if hold.is_held:
+            return f"the whole installation is held by {hold.by}: release it with `asm resume --all`"
         try:
             active, limit, _, _ = self._queue.limiter_status()
         except CoordinationUnavailable:

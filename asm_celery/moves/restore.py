@@ -1,7 +1,7 @@
 """Make Redis say what SQL says: as a whole behind a closed gate, and run by run in the repair pass.
 
 After a restart, a flush or a failover Redis records but promotes nothing, so no limit can be exceeded,
-until one worker has written everything that is open, limits first, and opens the gate.
+until one worker has written everything that is open, limits and hold first, and opens the gate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import groupby
 from asm_celery.config import Config
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import new_id
+from asm_celery.moves.holding import Holding
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.states import RunStatus
 from asm_celery.store.run_queries import OpenRun
@@ -36,6 +37,7 @@ class Restore:
         self._config = config
         self._log = log
         self._promoter = promoter
+        self._holding = Holding(log, promoter)
         self._restorer = new_id("res")
         self._missing: set[str] = set()
         # the right to restore belongs to this object, and two threads of a worker share it
@@ -56,6 +58,7 @@ class Restore:
             return False
         queue.check_server()
         self.write_limits()
+        self._holding.tell()
         known = queue.known()
         open_ids = {run.run_id for run in self._write_all()}
         for run_id in known - open_ids:
@@ -70,6 +73,7 @@ class Restore:
         Redis is read first: SQL is written first at each submit, so what Redis knows and SQL does not
         hold open is over.
         """
+        self._holding.tell()
         known = self._promoter.queue.known()
         mended, open_ids, missing = 0, set(), set()
         for page in self._pages():

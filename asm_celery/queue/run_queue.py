@@ -172,6 +172,13 @@ class RunQueue:
         """Open the gate after a restore, then promote; the word is open or lost."""
         return self._granted("open_gate", restorer)
 
+    def hold(self, is_held: bool, version: int) -> Granted:
+        """Hold the installation or release it (the higher version stays), then promote.
+
+        The word is how it is now: open, held, or more: held, with more leases to be given back.
+        """
+        return self._granted("hold", "held" if is_held else "open", version)
+
     def may_compare(self, *, hold_s: float) -> bool:
         """Take the turn at comparing SQL with Redis; False: another process did within `hold_s` seconds.
 

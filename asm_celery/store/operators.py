@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from asm_celery.model import new_id
 from asm_celery.store.sessions import insert_into
@@ -34,6 +34,22 @@ class Settings:
             .values(key=key, value=value, updated_at=instant_in(0))
             .on_conflict_do_update(index_elements=["key"], set_={"value": value, "updated_at": instant_in(0)})
         )
+
+    def get(self, key: str) -> tuple[str, datetime] | None:
+        """Return a value and since when it is so, or None."""
+        row = self._connection.execute(select(settings).where(settings.c.key == key)).first()
+        return None if row is None else (row.value, row.updated_at)
+
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        """Write a value where the present one is `old` (None: there is none); False: it is not."""
+        values = {"value": new, "updated_at": instant_in(0)}
+        if old is None:
+            insert = insert_into(self._connection, settings).values(key=key, **values)
+            swap = insert.on_conflict_do_nothing(index_elements=["key"]).returning(settings.c.key)
+        else:
+            changed = update(settings).where(settings.c.key == key, settings.c.value == old)
+            swap = changed.values(**values).returning(settings.c.key)
+        return self._connection.execute(swap).first() is not None
 
     def all(self) -> dict[str, str]:
         """Return every setting."""

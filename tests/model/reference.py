@@ -71,6 +71,7 @@ class Reference:
     callers: set[str] = field(default_factory=set)
     calling_sessions: set[str] = field(default_factory=set)
     grants: int = 0
+    is_held: bool = False
 
     def open_of(self, session_id: str) -> list[ReferenceRun]:
         """Return a session's known runs by position."""
@@ -131,7 +132,7 @@ class Reference:
     def promote(self) -> list[Grant]:
         """Grant what can be granted, and return it in order."""
         granted: list[Grant] = []
-        while len(granted) < BOUND and not self.is_full():
+        while len(granted) < BOUND and not self.is_full() and not self.is_held:
             chosen = min(
                 (rank, place, session_id)
                 for place, session_id in [*enumerate(self.ready), (len(self.ready), "")]
@@ -158,6 +159,14 @@ class Reference:
     def drop(self, run: ReferenceRun) -> None:
         """End a lease."""
         run.state, run.claim, run.executor = "waiting", 0, ""
+
+    def hold(self) -> None:
+        """Start nothing any more: what nobody has begun waits again, oldest first."""
+        self.is_held = True
+        for run in sorted(self.leased(), key=lambda run: run.run_id):
+            if run.state == "dispatched":
+                self.drop(run)
+                self.touch(run.session_id)
 
     def forget(self, run: ReferenceRun) -> None:
         """Forget a run."""

@@ -49,6 +49,9 @@ class RunQueueMachine(RuleBasedStateMachine):
         self.said: dict[str, list[Saying]] = {}
         self.states: dict[str, list[tuple[str, int]]] = {name: [("active", 0)] for name in SESSIONS}
         self.executing: set[str] = set()
+        # what SQL has said of the hold, oldest first, and the latest that Redis was told
+        self.holds = [False]
+        self.told_hold = 0
 
     def teardown(self) -> None:
         for run_id in self.said:
@@ -284,6 +287,18 @@ class RunQueueMachine(RuleBasedStateMachine):
         self._same(self.queue.limiter_set(runs, sessions), self.model.promote(), "set")
         self._unchanged(lambda: self.queue.limiter_set(runs, sessions), "set")
 
+    @rule(is_held=st.sampled_from([True, False, False]), is_told=st.sampled_from([True, True, False]))
+    def hold(self, is_held: bool, is_told: bool) -> None:
+        """The installation is held or released; Redis hears of it now or later."""
+        self.holds.append(is_held)
+        if is_told:
+            self._tell_hold(-1)
+
+    @rule(data=st.data())
+    def tell_hold_again(self, data: st.DataObject) -> None:
+        """The higher version stays."""
+        self._tell_hold(data.draw(st.integers(0, len(self.holds) - 1)))
+
     @rule(kind=st.sampled_from(["runs", "sessions"]), slot=st.sampled_from(["x", "y"]))
     def acquire(self, kind: str, slot: str) -> None:
         """A caller takes a slot if there is one, and asks again."""
@@ -325,7 +340,8 @@ class RunQueueMachine(RuleBasedStateMachine):
         assert self._begun() == sorted(self.queue.observe(page=2), key=lambda held: held.run_id)
         assert self._status() == self.queue.limiter_status()
         assert self.model.callers == set(facts.keys.get("callers:of", ()))
-        if not self.model.retired and not self.model.callers and not self.model.calling_sessions:
+        is_plain = not self.model.callers and not self.model.calling_sessions
+        if is_plain and not self.model.retired and not self.model.is_held:
             assert "" == idleness(facts)
 
     def _begun(self) -> list[Held]:
@@ -372,6 +388,18 @@ class RunQueueMachine(RuleBasedStateMachine):
         self._same(self.queue.session_state(session_id, state, version), self.model.promote(), word)
         self._unchanged(lambda: self.queue.session_state(session_id, state, version), None)
 
+    def _tell_hold(self, which: int) -> None:
+        version = range(len(self.holds))[which]
+        if version >= self.told_hold:
+            self.told_hold = version
+            self.model.is_held = self.holds[version]
+        if self.model.is_held:
+            self.model.hold()
+        word = "held" if self.model.is_held else "open"
+
+        self._same(self.queue.hold(self.holds[version], version), self.model.promote(), word)
+        self._unchanged(lambda: self.queue.hold(self.holds[version], version), word)
+
     def _about(self, session_id: str) -> ReferenceSession:
         return ReferenceSession(self.slots[session_id], *self.states[session_id][-1])
 
@@ -399,7 +427,7 @@ class RunQueueMachine(RuleBasedStateMachine):
 
 
 def test_run_queue_does_what_the_reference_does(redis_url: str) -> None:
-    """Order of grants, limits, capacity, back-off, pauses, and calls made again."""
+    """Order of grants, limits, capacity, back-off, pauses, holds, and calls made again."""
     client = redis.Redis.from_url(redis_url)
 
     class Machine(RunQueueMachine):

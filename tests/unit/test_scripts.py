@@ -39,6 +39,7 @@ CALLS: Final[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = {
         ("r", 1, "e", Line(session_id="s", slots=1, state="active", version=0), []),
         {"verdict": "keep"},
     ),
+    "hold": ((True, 1), {}),
     "limiter_acquire": (("runs", "r"), {"hold_s": 1.0, "session_id": "s"}),
     "limiter_release": (("runs", "r"), {}),
     "limiter_renew": (([("runs", "r")],), {"hold_s": 1.0}),

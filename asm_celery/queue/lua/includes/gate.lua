@@ -8,3 +8,7 @@ local function gate_open()
   local named = redis.call('GET', GATE)
   return named and named == server_id()
 end
+-- An operator's hold is another thing: Redis is warm, and still nothing is promoted.
+local function is_held()
+  return redis.call('HGET', SETTINGS, 'hold') == 'held'
+end

@@ -1,6 +1,6 @@
 -- Every key of a namespace, built from KEYS[1] (its root, which carries the hash tag) and nowhere else.
 --   gate         string  the server's run_id while promotion is allowed
---   settings     hash    runs, sessions (limits; absent = none), ring_ms
+--   settings     hash    runs, sessions (limits; absent = none), ring_ms, hold ('held' | 'open'), hold_version
 --   turn         string  counter: the order in which sessions became ready or got their last turn
 --   known        set     every run id that has a hash
 --   run:R        hash    session agent position queue claims state [claim executor nonce beat rings] not_before

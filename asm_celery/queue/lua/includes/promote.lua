@@ -3,10 +3,10 @@
 -- include: limits
 -- include: lease
 -- include: place
--- Lease ready runs while the gate is open, the limiter has room and their queue has capacity.  The session
--- that has been ready longest goes first, and then to the back; but a queue with a free worker comes before
--- one whose workers could only hold the doorbell, and with it a limiter slot.  At most BOUND leases a call:
--- the caller calls again until fewer are granted.
+-- Lease ready runs while the gate is open, nobody holds the installation, the limiter has room and their
+-- queue has capacity.  The session that has been ready longest goes first, and then to the back; but a queue
+-- with a free worker comes before one whose workers could only hold the doorbell, and with it a limiter slot.
+-- At most BOUND leases a call: the caller calls again until fewer are granted.
 local BOUND = 32
 local function dispatch_lease(run, session)
   local entry = redis.call('HMGET', run_key(run), 'claims', 'agent', 'queue')
@@ -40,9 +40,9 @@ local function promote()
   for _, session in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, BOUND)) do
     place(session, false)
   end
-  local max_runs, max_sessions = limit_of('runs'), limit_of('sessions')
+  local held, max_runs, max_sessions = is_held(), limit_of('runs'), limit_of('sessions')
   for _ = 1, BOUND do
-    if active_runs() >= max_runs then break end
+    if active_runs() >= max_runs or held then break end
     local session, queue = longest_ready(active_sessions() < max_sessions)
     if not session then break end
     local about = redis.call('HMGET', session_key(session), 'slots', 'state')
