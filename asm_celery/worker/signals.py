@@ -58,6 +58,7 @@ class WorkerLife:
         self._executes_here = False
         self._is_program = False
         self._main = 0
+        self._is_scaled = False
         self._was_told = False
         self._pool: Any = None
         self._board: Board | None = None
@@ -86,6 +87,8 @@ class WorkerLife:
         # `celery worker` is a program, which can start anew; a worker inside another program is not
         self._is_program = isinstance(worker, Worker)
         self._main = os.getpid()
+        # an autoscaler forks from a thread that ends before the worker does, and "parent" is that thread
+        self._is_scaled = bool(getattr(worker, "autoscale", None))
         pool.use_ours(worker)
         if self._is_ours:
             pool.tune(worker)
@@ -130,7 +133,8 @@ class WorkerLife:
     def _on_child(self, sender: str, **_: Any) -> None:
         # a solo pool sends this too, from the main process
         if not self._executes_here and current_app == self._app:
-            die_with_parent(self._main)
+            if not self._is_scaled:
+                die_with_parent(self._main)
             reach.prepare()
             self._start(sender, 1)
 

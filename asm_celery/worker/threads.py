@@ -19,6 +19,8 @@ from typing import Any
 
 from celery.concurrency.thread import TaskPool as CeleryTaskPool
 
+from asm_celery.worker.guard_link import link
+
 log = logging.getLogger("asm_celery.worker")
 
 _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -138,4 +140,5 @@ def _replace() -> None:
     # with the program they are in.
     if _Successor.is_wanted:
         log.warning("this worker starts anew: %s", " ".join(sys.orig_argv))
+        link().close()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command
