@@ -22,10 +22,12 @@ from hypothesis.stateful import (
 from asm_celery.keys import Keys
 from asm_celery.model import Lease
 from asm_celery.queue.run_queue import Entry, Granted, Held, Line, RunQueue
+from asm_celery.queue.scripts import source
 from tests.model.consistency import idleness, inconsistency, leftovers
 from tests.model.reference import Reference, ReferenceRun, ReferenceSession, Saying
 from tests.model.server_states import look
 
+SHORTEST: Final = "125 * 2 ^"
 IS_FULL: Final = bool(os.environ.get("ASM_TEST_FULL"))
 SESSIONS: Final = ("a", "b", "c")
 QUEUES: Final = ("q", "r")
@@ -43,6 +45,10 @@ class RunQueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.namespace = f"t{uuid4().hex[:12]}"
         self.queue = RunQueue(self.client, Keys(self.namespace))
+        # its shortest delay, 250 ms, may pass between two looks of a machine that has much to do
+        assert SHORTEST in source("give_back")
+        patient = source("give_back").replace(SHORTEST, "60000 * 2 ^")
+        self.queue._scripts["give_back"] = self.client.register_script(patient)
         self.model = Reference()
         self.slots = dict.fromkeys(SESSIONS, 1)
         # what SQL has said of each run, oldest first, and of each session's state
