@@ -70,6 +70,9 @@ class Coordinator:
         nonce = new_id("clm")
         try:
             if not self._promoter.queue.begin(run_id, claim, executor, nonce):
+                log.info(
+                    "doorbell of run=%s claim=%s dropped: no such lease waits to be begun", run_id, claim
+                )
                 return None
         except CoordinationUnavailable as cause:
             log.warning("doorbell of %s dropped: %s", run_id, cause.message)

@@ -5,7 +5,6 @@ One task, ``asm.run``.  Its message is a doorbell: ids and a claim number, no us
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,13 +12,11 @@ from celery import Celery
 
 from asm_celery.config import Config
 from asm_celery.dispatch import TASK
-from asm_celery.keys import FORMAT_VERSION
 from asm_celery.runtime import Runtime
+from asm_celery.worker.doorbell import heard
 from asm_celery.worker.host import ExecutorHost
 from asm_celery.worker.request import RunRequest
 from asm_celery.worker.signals import WorkerLife
-
-log = logging.getLogger("asm_celery.worker")
 
 _REDIS_SCHEMES: Final = ("redis://", "rediss://", "redis+socket://", "sentinel://", "valkey")
 
@@ -55,12 +52,9 @@ def _register(app: Celery, runtime_of: Callable[[], Runtime], *, is_ours: bool) 
 
     # not shared: every application of the process would run it, on this host
     @app.task(name=TASK, shared=False, ignore_result=True, acks_late=False, max_retries=0, **options)
-    def run(run_id: str, claim: int, session_id: str, version: int) -> str | None:
-        log.debug("doorbell for session=%s run=%s claim=%s", session_id, run_id, claim)
-        if version > FORMAT_VERSION:
-            log.warning("run=%s claim=%s came in format %s: upgrade this worker", run_id, claim, version)
-            return None
-        return host.executor.execute(run_id, claim)
+    def run(*given: Any, **named: Any) -> str | None:
+        bell = heard(given, named)
+        return None if bell is None else host.executor.execute(*bell)
 
 
 def _settings(config: Config) -> dict[str, Any]:

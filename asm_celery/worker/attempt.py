@@ -39,6 +39,8 @@ class Attempt:
         reach: the agent's code, as what an exception can be raised in.
         pause: whether the run is paused, as what its agent may wait for.
         is_rung_again: True when a further doorbell of the same claim came meanwhile.
+        earlier: the run's attempt that was here when this one's doorbell came.
+        is_gone: True once it was left for good.
     """
 
     def __init__(self, run_id: str, number: int, lead: Callable[[Attempt], None] | None = None) -> None:
@@ -50,6 +52,8 @@ class Attempt:
         self.reach = Reach()
         self.pause = Pause()
         self.is_rung_again = False
+        self.earlier: Attempt | None = None
+        self.is_gone = False
         self._lead = lead
         self._kind: str | None = None
         self._is_lost = False
@@ -193,7 +197,8 @@ class Attempts:
     def enter(self, run_id: str, number: int) -> Attempt | None:
         """Make the attempt of a doorbell; None when it, or a later one of the run, is here already.
 
-        An earlier attempt of the run that still executes here has lost its claim: it is told so.
+        An earlier attempt of the run that still executes here is told that it has lost its claim when this
+        one has got it, and not before: a doorbell proves nothing, and anybody may send one.
         """
         with self._lock:
             earlier = self._by_run.get(run_id)
@@ -201,21 +206,29 @@ class Attempts:
                 earlier.is_rung_again |= earlier.number == number
                 return None
             attempt = self._by_run[run_id] = Attempt(run_id, number, self._lead)
-        if earlier is not None:
-            earlier.stop(LOST)
-        return attempt
+            attempt.earlier = earlier
+            return attempt
 
     def begin(self, attempt: Attempt, claim: Claim, grace_s: float = 0.0) -> None:
         """Begin the attempt; wakes who waits for the next deadline."""
         attempt.begin(claim, grace_s)
+        if attempt.earlier is not None:
+            attempt.earlier.stop(LOST)
         if attempt.deadline is not None:
             self.wake()
 
     def leave(self, attempt: Attempt) -> bool:
         """Forget the attempt; True when a further doorbell of its claim was turned away meanwhile."""
         with self._lock:
+            attempt.is_gone = True
             if self._by_run.get(attempt.run_id) is attempt:
                 del self._by_run[attempt.run_id]
+                earlier = attempt.earlier
+                while earlier is not None and earlier.is_gone:
+                    earlier = earlier.earlier
+                if earlier is not None:
+                    # the doorbell was spare, or has ended before it: it is still here
+                    self._by_run[attempt.run_id] = earlier
             return attempt.is_rung_again
 
     def all(self) -> list[Attempt]:

@@ -142,6 +142,24 @@ def test_a_control_message_stops_only_the_claim_it_names(it: Beating) -> None:
     assert "cancel" == attempt.stop_kind
 
 
+def test_a_pause_arrives_by_message_and_by_beat(it: Beating) -> None:
+    """Whichever comes first; a message without its version is reported and ignored."""
+    told, read = it.attempt(), it.attempt()
+    it.with_.answer = Beat(pauses={read.run_id: (True, 1)})
+
+    for words in ({"kind": "pause"}, {"kind": "pause", "version": None}):
+        it.heartbeat.hear(json.dumps({"run": told.run_id, "claim": 1, **words}).encode())
+    assert not told.pause.is_on
+    it.heartbeat.hear(json.dumps({"run": told.run_id, "claim": 1, "kind": "pause", "version": 1}).encode())
+    it.heartbeat.beat()
+
+    assert (True, True) == (told.pause.is_on, read.pause.is_on)
+    it.heartbeat.hear(json.dumps({"run": told.run_id, "claim": 1, "kind": "resume", "version": 2}).encode())
+    it.with_.answer = Beat(pauses={read.run_id: (False, 2)})
+    it.heartbeat.beat()
+    assert (False, False) == (told.pause.is_on, read.pause.is_on)
+
+
 def test_a_passed_deadline_becomes_a_durable_stop(it: Beating) -> None:
     """The request that was committed first decides, which may be another's."""
     attempt = it.attempt(run_timeout=0.001)
@@ -243,6 +261,62 @@ def test_a_later_claim_of_a_run_ends_the_earlier_one() -> None:
     second = attempts.enter("run_1", 2)
 
     assert second is not None
+    assert not first.is_lost
+    attempts.begin(second, claim_of("run_1", 2))
     assert first.is_lost
     attempts.leave(first)
     assert [second] == attempts.all()
+
+
+def test_a_later_doorbell_that_gets_no_claim_leaves_the_earlier_attempt_as_it_was() -> None:
+    """Anybody may ring with any number, also twice at once; what executes stays known and is stopped as before."""
+    attempts = Attempts()
+    first = attempts.enter("run_1", 1)
+    spares = [attempts.enter("run_1", number) for number in (2, 7)]
+    assert first is not None
+
+    for spare in spares:
+        assert spare is not None
+        attempts.leave(spare)
+
+    assert [first] == attempts.all()
+    assert not first.is_lost
+    attempts.stop("run_1", 1, StopKind.CANCEL)
+    assert "cancel" == first.stop_kind
+    attempts.leave(first)
+    assert [] == attempts.all()
+
+
+def claim_of(run_id: str, number: int) -> Claim:
+    """A claim as a coordinator gives it."""
+    run = Run.new("s", run_id=run_id, agent="agent", claims=number, status=RunStatus.RUNNING)
+    return Claim(run=run, session=Session.new("agent"), number=number, executor="e")
+
+
+def test_of_two_news_of_a_pause_the_later_holds() -> None:
+    """A beat's answer may be older than a message that came meanwhile, and both may be older than the claim."""
+    attempts = Attempts()
+    attempt = attempts.enter("run_1", 1)
+    assert attempt is not None
+
+    seen = []
+    for is_paused, version in (
+        (True, 1),
+        (False, 2),
+        (True, 1),
+        (True, 3),
+        (False, 2),
+        (False, 4),
+        (True, 3),
+    ):
+        attempts.pause("run_1", 1, is_paused, version)
+        seen.append(attempt.pause.is_on)
+    attempts.pause("run_1", 2, True, 9)
+    attempts.pause("run_2", 1, True, 9)
+    attempts.begin(attempt, claim_of("run_1", 1))
+
+    assert [True, False, False, True, True, False, False] == seen
+    assert not attempt.pause.is_on
+    attempts.pause("run_1", 1, True, 5)
+    attempts.stop("run_1", 1, StopKind.CANCEL)
+    assert not attempt.pause.is_on, "who must leave is not held back"
