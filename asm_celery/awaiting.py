@@ -46,10 +46,14 @@ def await_timeout(run_id: str, timeout: float) -> AwaitTimeout:
     )
 
 
-def cancel_timeout(run_id: str, timeout: float) -> CancelTimeout:
+def cancel_timeout(run: Run, timeout: float) -> CancelTimeout:
     """Return the error of a caller who waited in vain for a stop to become true."""
+    where = f" at {run.executor}, in attempt {run.attempt}" if run.executor else ""
     return CancelTimeout(
-        f"run {run_id} was asked to stop and had not ended after {timeout:g} s: the request stands",
-        run_id=run_id,
+        f"run {run.run_id} was asked to stop ({run.stop_requested}) and had not ended after {timeout:g} s: it is "
+        f"{run.status}{where}; the request stands, await the run or look again",
+        run_id=run.run_id,
         timeout=timeout,
+        status=run.status.value,
+        executor=run.executor,
     )

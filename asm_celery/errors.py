@@ -27,7 +27,7 @@ AsmError
 │   └── RunTimeout                  run_timeout, queue_timeout
 ├── PatienceEnded                   timeout                (also a TimeoutError)
 │   ├── AwaitTimeout                                       (.run_id)
-│   ├── CancelTimeout                                      (.run_id)
+│   ├── CancelTimeout                                      (.run_id, .status, .executor)
 │   └── DrainTimeout                                       (.queued, .in_flight)
 ├── StorageError                    storage_error
 │   ├── StorageConnectionFailed     storage_connection_failed
@@ -353,11 +353,22 @@ class AwaitTimeout(PatienceEnded):
 
 
 class CancelTimeout(PatienceEnded):
-    """A stop was requested and stands, but the run had not ended in time."""
+    """A stop was requested and stands, but the run had not ended in time.
 
-    def __init__(self, message: str = "", *, run_id: str, timeout: float) -> None:
+    Attributes:
+        status, executor: where the run was then; no executor holds a run that is `pending`.
+    """
+
+    def __init__(
+        self, message: str = "", *, run_id: str, timeout: float, status: str = "", executor: str | None = None
+    ) -> None:
         self.run_id = run_id
-        super().__init__(message, details={"run_id": run_id, "timeout": timeout})
+        self.status = status
+        self.executor = executor
+        super().__init__(
+            message,
+            details={"run_id": run_id, "timeout": timeout, "status": status, "executor": executor},
+        )
 
 
 class DrainTimeout(PatienceEnded):

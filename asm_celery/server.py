@@ -110,8 +110,10 @@ class SessionServer:
         the run is terminal.
 
         Raises:
+            ValidationError: `timeout` is no number of seconds; nothing was asked.
             RunNotFound: this session has no such run.
             CancelTimeout: `wait` and not terminal after `timeout` seconds; the request stands.
+            StorageConnectionFailed: no database within `connect_timeout_s`; asking again is safe.
         """
         return self._stop(run_id, StopKind.CANCEL, wait, timeout)
 
@@ -319,9 +321,9 @@ class SessionServer:
         receipt = self.runtime.stopper.request(run_id, kind, session_id=self.session_id)
         if not wait or receipt.status.is_terminal:
             return receipt
-        run = self._ended(run_id, timeout)
-        if run is None:
-            raise cancel_timeout(run_id, timeout or 0.0)
+        run = self._ended(run_id, timeout) or self.get_run(run_id)
+        if not run.is_terminal:
+            raise cancel_timeout(run, timeout or 0.0)
         return StopReceipt(run_id=run_id, state=receipt.state, status=run.status, kind=receipt.kind)
 
 

@@ -203,7 +203,7 @@ class AsyncSessionServer:
         receipt = await asyncio.to_thread(stop, run_id)
         if not wait or receipt.status.is_terminal:
             return receipt
-        run = await self._ended(run_id, timeout)
-        if run is None:
-            raise cancel_timeout(run_id, timeout or 0.0)
+        run = await self._ended(run_id, timeout) or await self.get_run(run_id)
+        if not run.is_terminal:
+            raise cancel_timeout(run, timeout or 0.0)
         return StopReceipt(run_id=run_id, state=receipt.state, status=run.status, kind=receipt.kind)

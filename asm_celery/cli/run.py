@@ -189,7 +189,10 @@ def _end(server: SessionServer, run_id: str, timeout: float | None) -> RunStatus
         status: RunStatus = ended.result.status
         return status
     except AwaitTimeout:
-        raise cancel_timeout(run_id, timeout or 0.0) from None
+        run = server.get_run(run_id)
+        if run.is_terminal:
+            return run.status
+        raise cancel_timeout(run, timeout or 0.0) from None
 
 
 def _told(receipt: StopReceipt, kind: StopKind) -> str:

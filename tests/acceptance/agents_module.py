@@ -7,6 +7,7 @@ up; that is done here, to this process, and no production code knows of it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ def gate(ctx: RunContext, given: dict[str, Any]) -> Any:
     """Wait until the file ``gate`` is there, and return ``value``."""
     with noted(ctx):
         _pass(ctx, given["gate"])
+        return given.get("value")
+
+
+@asm.agent
+def stubborn(ctx: RunContext, given: dict[str, Any]) -> Any:
+    """Wait until the file ``gate`` is there, whatever it is asked meanwhile."""
+    with noted(ctx):
+        while not Path(given["gate"]).exists():
+            time.sleep(LOOK_S)
         return given.get("value")
 
 
