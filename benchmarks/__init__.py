@@ -1,0 +1,1 @@
+"""What the hot paths cost, beside plain Celery in the same run: ``./dev bench``."""
