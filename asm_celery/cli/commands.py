@@ -156,23 +156,29 @@ def interrupt(call: Call, **options: Any) -> Any:
     return _deed("run").stop(call, kind="interrupt", **options)
 
 
-def _session_or_all(function: _Function) -> _Function:
-    """Give a command SESSION or --all; its function gets a session's id, or None for all."""
+def _one_or_all(metavar: str) -> Callable[[_Function], _Function]:
+    """Give a command one id or --all; its function gets the id, or None for all."""
+    return lambda function: _chosen(function, metavar)
+
+
+def _chosen(function: _Function, metavar: str) -> _Function:
 
     @wraps(function)
     def chosen(call: Call, session_id: str | None, is_all: bool, **options: Any) -> Any:
         if is_all == (session_id is not None):
-            raise click.UsageError("name one SESSION, or say --all for the whole installation")
+            raise click.UsageError("name one, or say --all for the whole installation")
         return function(call, session_id=session_id, **options)
 
     every = click.option("--all", "is_all", is_flag=True, help="The whole installation.")
-    return click.argument("session_id", metavar="[SESSION]", required=False)(every(chosen))  # type: ignore[return-value]
+    return click.argument("session_id", metavar=metavar, required=False)(every(chosen))  # type: ignore[return-value]
 
 
 @_command
-@_session_or_all
+@_one_or_all("[SESSION|RUN]")
 def pause(call: Call, session_id: str | None) -> Any:
     """Let what runs finish and start nothing new, until resume.
+
+    Of a RUN: let it rest where its agent can, if its agent declares that it can.
 
     With --all the installation is held: nothing starts in any session, and their own states stay.
     """
@@ -180,9 +186,11 @@ def pause(call: Call, session_id: str | None) -> Any:
 
 
 @_command
-@_session_or_all
+@_one_or_all("[SESSION|RUN]")
 def resume(call: Call, session_id: str | None) -> Any:
     """Start what waits again, and accept runs again.
+
+    Of a RUN: let it go on.
 
     With --all the installation is released; sessions that were paused one by one stay so.
     """
@@ -206,7 +214,7 @@ def delete(call: Call, **options: Any) -> Any:
 
 
 @_command
-@_session_or_all
+@_one_or_all("[SESSION]")
 @click.option("--timeout", type=_seconds, help="Seconds to wait; work goes on after them.")
 @click.option(
     "--no-accept", is_flag=True, help="Accept no new runs, until resume or complete; of one session only."

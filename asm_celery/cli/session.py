@@ -42,8 +42,19 @@ def status(call: Call, *, name: str | None, after: str | None, limit: int) -> Ex
 
 
 def move(call: Call, session_id: str | None, verb: str) -> Exit:
-    """Pause or resume a session, or hold or release all; raises SessionNotFound, InvalidTransition."""
+    """Pause or resume a session or a run, or hold or release all.
+
+    Raises:
+        SessionNotFound, RunNotFound: there is none.
+        InvalidTransition, InvalidOperation: its state does not allow it.
+        CapabilityNotSupported: the run's agent does not declare that it can pause.
+    """
     with sessions_of(call) as asm:
+        if session_id is not None and session_id.startswith("run_"):
+            receipt = {"pause": asm.control.pause, "resume": asm.control.resume}[verb](session_id, by=_who())
+            call.answer("receipt", asdict(receipt))
+            call.text(f"{receipt.run_id} {receipt.state.replace('_', ' ')} ({receipt.status})")
+            return Exit.COMPLETED
         if session_id is None:
             change = {"pause": asm.control.hold, "resume": asm.control.release}[verb]
             hold = change(by=_who())

@@ -57,6 +57,19 @@ def stubborn(ctx: RunContext, given: dict[str, Any]) -> Any:
         return given.get("value")
 
 
+@asm.agent("patient", capabilities={"pause"})
+def patient(ctx: RunContext, given: dict[str, Any]) -> int:
+    """Take steps until the file ``gate`` is there, and none while it is paused."""
+    with noted(ctx):
+        steps = 0
+        while not Path(given["gate"]).exists():
+            ctx.wait_if_paused()
+            steps += 1
+            ctx.emit("step", {"step": steps})
+            ctx.sleep(LOOK_S)
+        return steps
+
+
 @asm.agent
 def speak(ctx: RunContext, given: dict[str, Any]) -> Generator[str, None, None]:
     """Stream ``words``, then wait until the file ``gate`` is there."""

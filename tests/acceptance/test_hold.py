@@ -162,7 +162,7 @@ def test_an_operator_holds_and_releases_from_the_command_line(
     assert told.objects[-1]["hold"]["is_held"]
     assert (124, True) == (late.code, "held by" in late.err)
     assert (2, 2, 2) == (closing.code, neither.code, both.code)
-    assert "one SESSION" in neither.err
+    assert "name one, or say --all" in neither.err
     assert (0, "not held: what waits starts\n") == (resumed.code, resumed.out)
     assert (0, "nothing runs or waits\n") == (drained.code, drained.out)
     assert server.get_run(run_id).is_terminal
