@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from asm_celery import errors
 from benchmarks.plain_module import locked, noop
@@ -120,7 +121,7 @@ def cancelling(stage: Stage, *, times: int = 25) -> Figures:
 def _gaps(stage: Stage, count: int) -> list[float]:
     stamps = stage.stamps.wait_for(count)
     stage.stamps.clear()
-    return [later.entered - earlier.left for earlier, later in zip(stamps, stamps[1:], strict=False)]
+    return [later.entered - earlier.left for earlier, later in pairwise(stamps)]
 
 
 def _picked_up(stage: Stage, call: Callable[[], object]) -> float:

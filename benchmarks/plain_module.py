@@ -7,6 +7,7 @@ another try when it is taken.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import redis
 from celery import Celery, Task
@@ -30,7 +31,7 @@ def noop(key: str) -> None:
 
 
 @app.task(bind=True, max_retries=None)
-def locked(self: Task, key: str) -> None:
+def locked(self: Task[Any, Any], key: str) -> None:
     """Do nothing, one at a time of a key."""
     lock = client.lock(f"plain:lock:{key}", timeout=60, blocking=False)
     if not lock.acquire(blocking=False):
