@@ -218,3 +218,31 @@ def test_a_lease_that_nobody_has_begun_is_given_back(asm: AgentSessions) -> None
     asm.control.release()
     assert runtime.queue.begin(run_id, 1, "executor", "nonce")
     server.cancel_run(run_id)
+
+
+def test_states_of_sessions_survive_the_loss_of_redis(
+    asm: AgentSessions, config: Config, worker: StartWorker, gate: Gate, ledger: Ledger
+) -> None:
+    """Redis is emptied while one session is paused and one closed: the restore brings both states back."""
+    gate.open()
+    worker(pool="threads", concurrency=2)
+    paused, closed, free = (asm.start_session("gate") for _ in range(3))
+    paused.pause()
+    waits = paused.submit_run({"gate": str(gate)})
+    closed.drain(timeout=30, accept=False)
+
+    with contextlib.closing(redis.Redis.from_url(config.redis_url)) as client:
+        client.flushall()
+        wait_until(
+            lambda: client.get(f"{config.keys.root}gate") is not None, description="the gate is open again"
+        )
+    worked = free.execute_run({"gate": str(gate), "value": "free"}, timeout=30)
+    held_back(asm, [paused], [waits])
+
+    assert [worked.run_id] == ledger.entered()
+    assert SessionStatus.PAUSED is paused.status().status
+    with pytest.raises(errors.SessionDraining):
+        closed.submit_run({"gate": str(gate)})
+    paused.resume()
+    assert waits == paused.await_run(waits, timeout=30).run_id
+    closed.complete()
