@@ -15,6 +15,7 @@ from asm_celery import __version__
 from asm_celery.cli.words import ago
 from asm_celery.config import Config, mask
 from asm_celery.errors import AsmError
+from asm_celery.moves.holding import hold_in
 from asm_celery.queue.connection import check_version, connect, reaching
 from asm_celery.queue.run_queue import RunQueue
 from asm_celery.store.database import Store
@@ -70,6 +71,7 @@ def check_all(config: Config) -> Iterator[Check]:
             yield _looked("memory", lambda: _memory(config))
             yield _looked("gate", lambda: _gate(queue))
         if has_database:
+            yield _looked("hold", lambda: _hold(store))
             yield _looked("workers", lambda: _workers(config, store))
         if has_database and redis.level is not Level.FAIL:
             yield _looked("difference", lambda: _difference(store, queue))
@@ -177,6 +179,19 @@ def _gate(queue: RunQueue) -> Check:
         level=Level.WARN,
         message="closed: Redis has not been restored from SQL, nothing starts",
         remedy=f"a running worker opens it within seconds; {_START_WORKER}",
+    )
+
+
+def _hold(store: Store) -> Check:
+    hold = hold_in(store)
+    if not hold.is_held:
+        return Check(name="hold", level=Level.OK, message="none: what waits starts")
+    return Check(
+        name="hold",
+        level=Level.WARN,
+        message=f"held by {hold.by} {ago(hold.since)}: nothing new starts",
+        remedy="release it with `asm resume --all`",
+        facts={"by": hold.by, "since": hold.since, "version": hold.version},
     )
 
 

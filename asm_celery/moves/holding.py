@@ -13,6 +13,7 @@ from asm_celery.errors import InternalError
 from asm_celery.events.log import EventLog
 from asm_celery.model import Hold
 from asm_celery.moves.promotion import Promoter
+from asm_celery.store.database import Store
 
 _SETTING: Final = "hold"
 _TRIES: Final = 20
@@ -27,7 +28,7 @@ class Holding:
 
     def read(self) -> Hold:
         """Return the hold as SQL has it; one statement."""
-        return self._read()[1]
+        return hold_in(self._log.store)
 
     def move(self, is_held: bool, *, by: str) -> Hold:
         """Hold or release, and tell Redis; held or released already, it is left as it is and told again.
@@ -39,7 +40,7 @@ class Holding:
             StorageError: the database refused or cannot be reached; nothing has changed.
         """
         for _ in range(_TRIES):
-            stored, hold = self._read()
+            stored, hold = _stored(self._log.store)
             if hold.is_held == is_held:
                 break
             value = json.dumps({"is_held": is_held, "version": hold.version + 1, "by": by})
@@ -59,11 +60,17 @@ class Holding:
             word = self._promoter.settle(lambda: self._promoter.queue.hold(hold.is_held, hold.version))
         return hold
 
-    def _read(self) -> tuple[str | None, Hold]:
-        with self._log.store.read() as tx:
-            stored = tx.settings.get(_SETTING)
-        if stored is None:
-            return None, Hold(is_held=False)
-        value, at = stored
-        told: dict[str, Any] = json.loads(value)
-        return value, Hold(is_held=told["is_held"], version=told["version"], by=told["by"], since=at)
+
+def hold_in(store: Store) -> Hold:
+    """Return the hold as a database has it; one statement."""
+    return _stored(store)[1]
+
+
+def _stored(store: Store) -> tuple[str | None, Hold]:
+    with store.read() as tx:
+        stored = tx.settings.get(_SETTING)
+    if stored is None:
+        return None, Hold(is_held=False)
+    value, at = stored
+    told: dict[str, Any] = json.loads(value)
+    return value, Hold(is_held=told["is_held"], version=told["version"], by=told["by"], since=at)

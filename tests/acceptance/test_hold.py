@@ -149,6 +149,7 @@ def test_an_operator_holds_and_releases_from_the_command_line(
     paused = say("--json", "pause", "--all")
     run_id = server.submit_run({"gate": str(gate)})
     shown, told = say("status"), say("--json", "status")
+    checks = {check["name"]: check for check in say("--json", "doctor").objects}
     late = say("drain", "--all", "--timeout", "0.1")
     closing = say("drain", "--all", "--no-accept")
     neither, both = say("pause"), say("resume", "--all", server.session_id)
@@ -160,6 +161,7 @@ def test_an_operator_holds_and_releases_from_the_command_line(
     assert "@" in paused.object["by"]
     assert f"held by {paused.object['by']}" in shown.out
     assert told.objects[-1]["hold"]["is_held"]
+    assert ("warn", True) == (checks["hold"]["level"], "held by" in checks["hold"]["message"])
     assert (124, True) == (late.code, "held by" in late.err)
     assert (2, 2, 2) == (closing.code, neither.code, both.code)
     assert "name one, or say --all" in neither.err

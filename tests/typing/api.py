@@ -8,6 +8,7 @@ from typing import assert_type
 from asm_celery import AgentSessions, Config, Event, Run, RunResult, SessionServer, errors
 from asm_celery import Session as StoredSession
 from asm_celery.aio import AsyncAgentSessions, AsyncSessionServer
+from asm_celery.model import Hold, PauseReceipt, StopReceipt
 from asm_celery.worker.context import RunContext
 
 asm = AgentSessions(Config(namespace="typing"))
@@ -27,9 +28,10 @@ def words(ctx: RunContext, input: str) -> Iterator[str]:
     yield from input.split()
 
 
-@asm.agent("later", resumable=True)
+@asm.agent("later", resumable=True, capabilities={"pause"})
 async def later(ctx: RunContext, input: str) -> AsyncIterator[str]:
-    """An async generator streams too."""
+    """An async generator streams too, and rests while its run is paused."""
+    await ctx.await_if_paused()
     yield input
 
 
@@ -48,6 +50,9 @@ def sync_face() -> None:
             assert_type(event, Event)
         assert_type(events.get(timeout=0.1), Event | None)
     assert_type(asm.get_run(run_id), Run)
+    assert_type(asm.control.pause(run_id, by="alice"), PauseReceipt)
+    assert_type(asm.control.interrupt_session("chat-42"), dict[str, StopReceipt])
+    assert_type(asm.control.hold(), Hold)
     assert_type(asm.list_sessions(), list[StoredSession])
 
 
