@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,47 @@ def pytest_configure(config: pytest.Config) -> None:
     table.register(config)
 
 
-@pytest.fixture(scope="module")
-def shared_stage(
-    request: pytest.FixtureRequest,
-    redis_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Stage]:
-    """A stage for all the tests of a module that name the same pool and database."""
-    pool, database = request.param
-    folder = tmp_path_factory.mktemp(f"{pool}-{database}")
-    with contextlib.ExitStack() as stack:
+class Stages:
+    """Gives the stage of a pool and a database: the one there is, or another after that was closed."""
+
+    def __init__(self, request: pytest.FixtureRequest, redis_url: str, folder: Callable[[str], Path]) -> None:
+        self._request = request
+        self._redis_url = redis_url
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._present: tuple[str, str] | None = None
+        self._stage: Stage | None = None
+
+    def __call__(self, pool: str, database: str) -> Stage:
+        """Return it."""
+        if self._stage is None or self._present != (pool, database):
+            self.close()
+            self._stage, self._present = self._open(pool, database), (pool, database)
+        return self._stage
+
+    def close(self) -> None:
+        """Close the present one; its invariants are checked then."""
+        self._stage = None
+        self._stack.close()
+
+    def _open(self, pool: str, database: str) -> Stage:
+        folder = self._folder(f"{pool}-{database}")
         if database == "sqlite":
-            url = f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_file'), folder / 'asm.db')}"
+            template = self._request.getfixturevalue("sqlite_file")
+            url = f"sqlite:///{shutil.copy(template, folder / 'asm.db')}"
         else:
-            url = stack.enter_context(request.getfixturevalue("postgresql_server").database())
-        yield stack.enter_context(stage(settings(redis_url, url, Path(folder)), pool, Path(folder)))
+            url = self._stack.enter_context(self._request.getfixturevalue("postgresql_server").database())
+        return self._stack.enter_context(stage(settings(self._redis_url, url, folder), pool, folder))
+
+
+@pytest.fixture(scope="module")
+def stages(
+    request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stages]:
+    """Stages for many tests of a module, one at a time.
+
+    Not a fixture with parameters: pytest ends those between two tests that differ in another parameter.
+    """
+    made = Stages(request, redis_url, tmp_path_factory.mktemp)
+    yield made
+    made.close()

@@ -15,6 +15,7 @@ from asm_celery.states import TERMINAL_EVENTS, EventType, RunStatus
 from tests.acceptance.conftest import FULL, Gate
 from tests.history import anomalies
 from tests.stops.cells import REASON, STATUS, Cell, cells
+from tests.stops.conftest import Stages
 from tests.stops.stage import BOUND_S, Stage
 from tests.stops.table import PROPERTY
 from tests.stops.tracks import TOKEN, alive_with, beats, is_left
@@ -31,7 +32,7 @@ trap '' INT TERM
 while :; do sleep 0.2; done | cat
 """
 
-ALL = [pytest.param((cell.pool, cell.database), cell, id=str(cell)) for cell in cells(full=FULL)]
+ALL = [pytest.param(cell, id=str(cell)) for cell in cells(full=FULL)]
 
 
 def stop(stage: Stage, how: str, server: SessionServer, run_id: str) -> None:
@@ -50,12 +51,13 @@ def asked_at(how: str, told_at: datetime, started: Event) -> datetime:
     return started.timestamp + timedelta(seconds=RUN_TIMEOUT_S) if how == "run_timeout" else told_at
 
 
-@pytest.mark.parametrize(("shared_stage", "cell"), ALL, indirect=["shared_stage"])
+@pytest.mark.parametrize("cell", ALL)
 def test_a_stopped_run_ends_as_asked_and_in_time_and_alone(
-    shared_stage: Stage, cell: Cell, tmp_path: Path, record_property: Callable[[str, object], None]
+    stages: Stages, cell: Cell, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """One terminal event, of the right kind, within the bound; nothing of it is left; its neighbours go on."""
-    stage, gate, token = shared_stage, Gate(tmp_path / "gate"), uuid4().hex
+    stage = stages(cell.pool, cell.database)
+    gate, token = Gate(tmp_path / "gate"), uuid4().hex
     if cell.takes_neighbours_along:
         stage.keep()
     worker = stage.worker
