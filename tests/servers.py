@@ -17,6 +17,7 @@ import signal
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -34,7 +35,8 @@ from tests.waiting import wait_until
 IS_ROOT = os.geteuid() == 0
 # PostgreSQL refuses to run as root; nobody exists everywhere and owns nothing.
 USER = "nobody" if IS_ROOT else None
-# Folders in the temporary folder, and the file that is locked as long as a server lives there.
+# How old a folder must be to be swept, the folders in the temporary folder, and the file that is locked as long as a server lives there.
+_BEING_STARTED_S = 60.0
 _FOLDERS = {"asm-pg-": "lock", "asm-valkey-": "watch.lock"}
 
 
@@ -223,6 +225,9 @@ def _sweep() -> None:
     for prefix, name in _FOLDERS.items():
         for folder in _temporary().glob(f"{prefix}*"):
             with contextlib.suppress(OSError), (folder / name).open("rb") as lock:
+                # one that is just being started has made its lock, and does not hold it yet
+                if time.time() - folder.stat().st_mtime < _BEING_STARTED_S:
+                    continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -80,8 +80,10 @@ class ChildWatch:
 
     def _bury(self, seat: Seat) -> None:
         if self._board.say(do="bury", executor=seat.executor):
-            with self._board.held(seat.number):
-                self._board.write(Seat(number=seat.number))
+            with self._board.held(seat.number) as present:
+                # its replacement may sit there by now, if it stood up before it died
+                if present.pid == seat.pid:
+                    self._board.write(Seat(number=seat.number))
 
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK_S):

@@ -7,6 +7,7 @@ One an executing process; every thread of its pool calls `execute`.  Nothing her
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,29 +167,39 @@ class Executor:
     def _enter(self, here: _Here, context: RunContext, emitter: Emitter) -> Ending:
         """Call the agent; its every end is an Ending, also one that comes from outside."""
         attempt = here.attempt
+        # StopRun is raised twice at most, and SIGTERM is sent once: each may come while an earlier one, or the
+        # agent, is being left, so there is a try for each
         try:
             try:
-                if here.spec is None:
-                    raise AgentNotFound(f"no agent {context.run.agent!r} is registered here")
-                self._place.begin(attempt.run_id, attempt.number, attempt.grace_s)
-                attempt.reach.enter()
-                attempt.check()
-                ending = Ending(value=run_body(here.spec.call, context, attempt, emitter))
-            except BaseException as cause:  # noqa: BLE001 - the worker lives on, whatever an agent raises
-                ending = Ending(error=cause)
-        except BaseException as late:  # noqa: BLE001 - raised from outside while the handler above was left
-            ending = Ending(error=late)
-        return ending if not self._leave(attempt) else Ending(error=ProcessEnd(1))
+                try:
+                    if here.spec is None:
+                        raise AgentNotFound(f"no agent {context.run.agent!r} is registered here")
+                    self._place.begin(attempt.run_id, attempt.number, attempt.grace_s)
+                    attempt.reach.enter()
+                    attempt.check()
+                    ending = Ending(value=run_body(here.spec.call, context, attempt, emitter))
+                except BaseException as cause:  # noqa: BLE001 - the worker lives on, whatever an agent raises
+                    ending = Ending(error=cause)
+                is_struck = self._leave(attempt)
+            except BaseException as late:  # noqa: BLE001 - raised from outside
+                ending, is_struck = Ending(error=late), self._leave(attempt)
+        except BaseException as last:  # noqa: BLE001 - raised from outside
+            ending, is_struck = Ending(error=last), self._leave(attempt)
+        return Ending(error=ProcessEnd(1)) if is_struck else ending
 
     def _leave(self, attempt: Attempt) -> bool:
         """Leave the agent for good; True when this process was told to end for this attempt."""
-        is_struck = False
-        while True:
-            try:
-                attempt.reach.leave()
-                return self._place.leave() or is_struck
-            except SystemExit:
-                is_struck = True
+        try:
+            attempt.reach.leave()
+            if self._place.leave():
+                # SIGTERM was sent, and may not have arrived yet: nothing that follows must be cut short by it
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                return True
+            return False
+        except SystemExit:
+            attempt.reach.leave()
+            self._place.leave()
+            return True
 
     def _settle(self, here: _Here, ending: Ending, *, is_last: bool = False) -> str | None:
         claim, spec = here.claim, here.spec

@@ -90,6 +90,8 @@ class Heartbeat:
             thread = threading.Thread(target=target, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+        # the first sign of life comes before the first agent, which may hold the interpreter at once
+        self._place.tick()
 
     def stop(self) -> None:
         """End the threads; an executor that holds nothing any more is forgotten by all."""

@@ -87,8 +87,14 @@ class Reach:
 
     def __enter__(self) -> Self:
         if threading.get_ident() == self._thread:
-            with self._lock:
-                self._shields += 1
+            shields = self._shields
+            try:
+                with self._lock:
+                    self._shields = shields + 1
+            except BaseException:
+                # what was raised while we waited for the lock strikes now, and this block is never left
+                self._shields = shields
+                raise
         return self
 
     def __exit__(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
+from weakref import WeakSet
 
 from celery.concurrency.thread import TaskPool as CeleryTaskPool
 
@@ -39,8 +40,8 @@ class Threads(Executor):
         self._begin = begin
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._idle = 0
-        self._lost: set[int] = set()
+        self._idle = threading.Semaphore(0)
+        self._lost: WeakSet[threading.Thread] = WeakSet()
         self._is_closed = False
         # Celery's pool counts these
         self._threads: set[threading.Thread] = set()
@@ -52,7 +53,8 @@ class Threads(Executor):
             if self._is_closed:
                 raise RuntimeError("this worker is ending")
             self._jobs.put((future, fn, args, kwargs))
-            if self._idle < self._jobs.qsize() and len(self._threads) < self._size:
+            # an idle thread is reserved for each job, so that none waits behind a thread that is busy
+            if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
                 self._add()
         return future
 
@@ -61,7 +63,7 @@ class Threads(Executor):
         with self._lock:
             lost = {one for one in self._threads if one.ident == thread}
             self._threads -= lost
-            self._lost |= {thread for one in lost if thread is not None}
+            self._lost |= lost
             self._size -= 0 if substitute else len(lost)
             if substitute and self._jobs.qsize() and len(self._threads) < self._size:
                 self._add()
@@ -94,12 +96,12 @@ class Threads(Executor):
 
     def _work(self) -> None:
         self._begin()
-        while threading.get_ident() not in self._lost:
-            with self._lock:
-                self._idle += 1
-            job = self._jobs.get()
-            with self._lock:
-                self._idle -= 1
+        while threading.current_thread() not in self._lost:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                self._idle.release()
+                job = self._jobs.get()
             if job is None:
                 return
             future, act, args, kwargs = job

@@ -243,7 +243,6 @@ def test_a_child_that_gave_its_seat_up_is_not_buried(it: Watched) -> None:
     assert [] == it.words()
 
 
-@pytest.mark.xfail(strict=True, reason="ChildWatch._bury frees the seat without asking whose it is by now")
 def test_a_seat_that_has_another_child_by_now_is_not_freed(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

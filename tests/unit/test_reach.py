@@ -307,7 +307,6 @@ class _Waiting(Reach):
         self._real = lock
 
 
-@pytest.mark.xfail(strict=True, reason="a stop that is raised inside Reach.__enter__ leaves its shield up")
 def test_a_stop_that_meets_the_beginning_of_a_shield_leaves_no_shield_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -355,9 +354,6 @@ def test_a_stop_that_meets_the_beginning_of_a_shield_leaves_no_shield_behind(
     assert ["stopped"] == is_stopped
 
 
-@pytest.mark.xfail(
-    strict=True, raises=StopRun, reason="Executor._enter: nothing catches a stop raised on the way into leave"
-)
 def test_a_stop_that_comes_while_the_agent_is_being_left_does_not_leave_the_executor() -> None:
     """The run's end is stored, whichever instruction the stop strikes between the agent and `leave`."""
     session = Session.new("echo")

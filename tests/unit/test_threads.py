@@ -100,7 +100,7 @@ def test_an_idle_thread_is_used_before_another_is_started(pool: Pool) -> None:
     used = set()
     for _ in range(20):
         used.add(threads.submit(threading.get_ident).result(PATIENCE_S))
-        wait_until(lambda: threads._idle == 1, description="the thread waits for a job")
+        wait_until(lambda: threads._idle._value == 1, description="the thread waits for a job")
 
     assert 1 == len(used)
 
@@ -257,7 +257,6 @@ def test_only_a_thread_of_the_pool_can_be_lost(pool: Pool, *, substitute: bool) 
     assert (2 if substitute else 1) == threads._size
 
 
-@pytest.mark.xfail(strict=True, reason="Threads keeps lost threads by an id that the system gives again")
 def test_a_thread_that_has_the_id_of_a_lost_one_works(pool: Pool) -> None:
     """The system gives the id of a thread again as soon as that has ended: mostly, so it is tried often."""
 
@@ -288,14 +287,13 @@ class _Slow(queue.SimpleQueue[Any]):
         return job
 
 
-@pytest.mark.xfail(strict=True, reason="Threads.submit counts a thread as idle that has just taken a job")
 def test_a_job_does_not_wait_for_a_thread_that_has_just_taken_another(pool: Pool) -> None:
     """There is room for a second thread, so the second job is executed beside the first."""
     threads = pool.of(2)
     slow = threads._jobs = _Slow()
     slow.is_taken.set()
     threads.submit(int).result(PATIENCE_S)
-    wait_until(lambda: threads._idle == 1, description="the first thread waits for a job")
+    wait_until(lambda: threads._idle._value == 1, description="the first thread waits for a job")
     slow.is_taken.clear()
     first, done = Agent(), threading.Event()
     pool.agents.append(first)
