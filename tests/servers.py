@@ -35,7 +35,8 @@ from tests.waiting import wait_until
 IS_ROOT = os.geteuid() == 0
 # PostgreSQL refuses to run as root; nobody exists everywhere and owns nothing.
 USER = "nobody" if IS_ROOT else None
-# How old a folder must be to be swept, the folders in the temporary folder, and the file that is locked as long as a server lives there.
+# Folders in the temporary folder, and the file that is locked as long as a server lives there; a younger
+# folder may be of a server that is just being started.
 _BEING_STARTED_S = 60.0
 _FOLDERS = {"asm-pg-": "lock", "asm-valkey-": "watch.lock"}
 
