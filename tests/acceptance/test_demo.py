@@ -66,7 +66,8 @@ def demo() -> Iterator[Demo]:
     if not sys.platform.startswith("linux"):
         pytest.skip("processes are found in /proc")
     started = Demo()
-    assert started.living()
+    # a process in the middle of exec has no environment to be known by
+    wait_until(started.living, description="its first process is there")
     yield started
     started.process.kill()
     started.process.wait()

@@ -57,7 +57,8 @@ def test_a_stop_and_the_end_of_a_run_decide_once(
     def lane(races: int) -> list[Race]:
         server, aim, found = asm.start_session("linger"), Aim(2 * WORK_S), []
         for _ in range(races):
-            run_id = server.submit_run(WORK_S)
+            # long enough that a slow machine, too, is early now and then
+            run_id = server.submit_run(WORK_S * 4 ** (len(found) % 4))
             with server.subscribe(run_id=run_id, type="run_started") as started:
                 assert started.get(30.0), f"{run_id} was not started"
             aim.wait()
