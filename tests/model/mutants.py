@@ -62,7 +62,10 @@ def mutants() -> dict[str, Mutant]:
             LINE, "if lease[2] ~= ARGV[2] then return { 'spare' } end", "", "disagrees with itself", suspect=1
         ),
         "promote: limiter": _edited(
-            PAIR, "if active_runs() >= max_runs or held then break end", "if held then break end", "the limit is 1"
+            PAIR,
+            "if active_runs() >= max_runs or held then break end",
+            "if held then break end",
+            "the limit is 1",
         ),
         "promote: sessions": _edited(
             replace(PAIR, limit=None, max_sessions=1),
