@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -108,9 +109,10 @@ def lead_down(attempt: Attempt, place: Place) -> None:
     half = attempt.grace_s / 2
     if attempt.has_left(half):
         return
+    began = time.monotonic()
     if not attempt.has_heard:
         attempt.reach.throw(StopRun(attempt.stop_kind or ""))
-    if attempt.has_left(attempt.grace_s - half):
+    if attempt.has_left(max(0.0, attempt.grace_s - half - (time.monotonic() - began))):
         return
     log.warning(
         "run=%s claim=%s has not left %g s after it was asked to stop: it is ended",

@@ -12,12 +12,15 @@ from __future__ import annotations
 import ctypes
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Final, Self
 
 from asm_celery.errors import StopRun
 
 SIGNAL: Final = signal.SIGUSR2
+_HEARD_S: Final = 1.0
+_AGAIN_S: Final = 0.02
 _NAME: Final = ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
 _SET: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(_NAME)
 _CLEAR: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(_NAME)
@@ -66,14 +69,32 @@ class Reach:
                 continue
 
     def throw(self, stop: StopRun) -> bool:
-        """Have `stop` raised in the body; False when it was left."""
+        """Have `stop` raised in the body; False when it was left.
+
+        Waits up to a second for a body in the main thread to hear its signal: one that comes between two
+        instructions and finds the thread in a system call a moment later does not interrupt that call.
+        """
+        if not self._aim(stop):
+            return False
+        until = time.monotonic() + _HEARD_S
+        while self._signal() and time.monotonic() < until:
+            time.sleep(_AGAIN_S)
+        return True
+
+    def _signal(self) -> bool:
+        """Signal a body in the main thread; False when there is nothing to be heard any more."""
+        with self._lock:
+            if not self._is_main or self._thread is None or self._wanted is None or self._shields:
+                return False
+            signal.pthread_kill(self._thread, SIGNAL)
+            return True
+
+    def _aim(self, stop: StopRun) -> bool:
         with self._lock:
             if self._thread is None:
                 return False
             self._wanted = stop
-            if self._is_main:
-                signal.pthread_kill(self._thread, SIGNAL)
-            elif not self._shields:
+            if not self._is_main and not self._shields:
                 self._wanted = None
                 _SET(self._thread, _class_of(stop))
             return True

@@ -12,7 +12,7 @@ import pytest
 
 from asm_celery import AgentSessions, Event, SessionServer
 from asm_celery.states import TERMINAL_EVENTS, EventType, RunStatus
-from tests.acceptance.conftest import FULL, StartWorker
+from tests.acceptance.conftest import FULL, Gate, StartWorker
 from tests.acceptance.ledger import Ledger
 from tests.history import anomalies
 from tests.waiting import wait_until
@@ -48,31 +48,34 @@ def deploy(worker: WorkerProcess) -> tuple[datetime, set[int]]:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_rolling_restart_loses_nothing_and_uses_up_no_attempt(
-    asm: AgentSessions, worker: StartWorker, ledger: Ledger, pool: str
+    asm: AgentSessions, worker: StartWorker, ledger: Ledger, gate: Gate, pool: str
 ) -> None:
     """Runs that may be entered again are handed back, the others end as interrupted; P18 holds."""
     options = {"pool": pool, "concurrency": 4, "shutdown_grace_s": GRACE_S, "lease_s": 15.0}
     first, second = worker(**options), worker(**options)
     busy = [asm.start_session("work") for _ in range(SESSIONS)]
+    held = [asm.start_session("gate") for _ in range(3)]
     lonely = [asm.start_session("work", max_concurrent_runs=2) for _ in range(LONELY)]
     with following(busy[0]) as seen:
-        work = [LONG_S if number % 5 == 0 else WORK_S for number in range(RUNS)]
-        again = [server.submit_run(seconds, max_attempts=2) for seconds in work for server in busy]
+        # these cannot end before their workers have
+        gated = [server.submit_run({"gate": str(gate)}, max_attempts=2) for server in held]
+        again = [server.submit_run(WORK_S, max_attempts=2) for _ in range(RUNS) for server in busy]
         once = [server.submit_run(LONG_S) for server in lonely]
-        wait_until(lambda: len(ledger.entered()) >= 8, description="the workers are busy", timeout=30)
+        wait_until(lambda: set(gated) <= set(ledger.entered()), description="they are executed", timeout=30)
         told = []
         for old in (first, second):
             told.append(deploy(old))
             worker(**options)
             old.wait(timeout=40)
-        for server in [*busy, *lonely]:
+        gate.open()
+        for server in [*busy, *lonely, *held]:
             server.drain(timeout=300 if FULL else 90)
 
-    logs = {server.session_id: server.get_events(limit=1000) for server in [*busy, *lonely]}
+    logs = {server.session_id: server.get_events(limit=1000) for server in [*busy, *lonely, *held]}
     events = [event for log in logs.values() for event in log]
-    runs = {run_id: asm.get_run(run_id) for run_id in [*again, *once]}
-    assert {RunStatus.COMPLETED} == {runs[run_id].status for run_id in again}
-    assert {1} == {runs[run_id].attempt for run_id in again}
+    runs = {run_id: asm.get_run(run_id) for run_id in [*gated, *again, *once]}
+    assert {RunStatus.COMPLETED} == {runs[run_id].status for run_id in [*gated, *again]}
+    assert {1} == {runs[run_id].attempt for run_id in [*gated, *again]}
     for run_id in once:
         ending = (runs[run_id].status, (runs[run_id].error or {}).get("code"))
         assert ending in [(RunStatus.COMPLETED, None), (RunStatus.INTERRUPTED, "worker_shutdown")]

@@ -43,7 +43,7 @@ class Walked(Attempt):
 
     def has_left(self, within: float) -> bool:
         self._waits += 1
-        self.steps.append(within)
+        self.steps.append(round(within, 2))
         if self._waits == self._hears_in:
             self.hear()
         return self._waits == self._leaves_in
