@@ -30,6 +30,29 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep every case of a test marked `either_database` once, on alternating databases; all at full size.
+
+    Each of them starts worker processes, and their module as a whole is shown on both databases.
+    """
+    if os.environ.get("ASM_TEST_FULL"):
+        return
+    places: dict[tuple[str, str], int] = {}
+    dropped = []
+    for item in items:
+        given = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        database = given.pop("database_url", None)
+        if database is None or item.get_closest_marker("either_database") is None:
+            continue
+        place = places.setdefault((item.nodeid.partition("[")[0], repr(given)), len(places))
+        if database != ("sqlite", "postgresql")[place % 2]:
+            dropped.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = set(dropped)
+        items[:] = [item for item in items if item not in gone]
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Coroutine tests run on asyncio, the loop our users have."""

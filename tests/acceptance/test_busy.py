@@ -17,6 +17,8 @@ from tests.acceptance.ledger import Ledger
 from tests.history import anomalies
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 PROCESSES = 10
 
 POLICIES = ["enqueue", "reject", "interrupt"]

@@ -18,6 +18,8 @@ from tests.history import anomalies
 from tests.waiting import wait_until
 from tests.workers import WorkerProcess
 
+pytestmark = pytest.mark.either_database
+
 SESSIONS, RUNS, LONELY = (20, 15, 20) if FULL else (6, 4, 4)
 # Long enough that some run when their worker's grace is over, short enough to wait for all.
 WORK_S = 0.4

@@ -18,6 +18,8 @@ from tests.acceptance.conftest import Gate, StartWorker
 from tests.acceptance.ledger import Ledger
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 TOLD = "dropped what is no doorbell"
 SPARE = "no such lease waits to be begun"
 

@@ -21,6 +21,8 @@ from tests.conftest import environment
 from tests.history import anomalies
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 Say = Callable[..., Answer]
 
 

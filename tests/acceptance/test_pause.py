@@ -17,6 +17,8 @@ from tests.acceptance.conftest import Gate, StartWorker
 from tests.conftest import environment
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 
 def steps(server: SessionServer, run_id: str) -> list[Event]:
     """The steps the run's agent has told of."""

@@ -18,6 +18,8 @@ from tests.stops.flower import PressedFlower
 from tests.stops.stage import ZOO
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 POOLS = pytest.mark.parametrize("pool", ["prefork", "threads"])
 STATES = {
     RunStatus.COMPLETED: "SUCCESS",

@@ -16,6 +16,8 @@ from tests.stops.racing import Aim, Race, in_lanes, outcomes, verdicts
 from tests.stops.stage import ZOO
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 CANCELS, INTERRUPTS, CLAIMS, PAIRS = (500, 200, 200, 100) if FULL else (60, 40, 40, 24)
 # An agent that needs so long leaves time for a stop to come before its end.
 WORK_S = 0.01
