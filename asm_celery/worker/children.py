@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import Final
 
+from asm_celery.dispatch import claim_of
 from asm_celery.worker.board import Board, Seat
 
 LOOK_S: Final = 0.1
@@ -22,6 +23,8 @@ OBEY_S: Final = 1.5
 SILENCE: Final = 0.8
 # A look that comes later than this says that we were not scheduled, and neither were they.
 _LATE_S: Final = 1.0
+# The latest revokes that are remembered.
+_REVOKES: Final = 1000
 
 
 class ChildWatch:
@@ -36,6 +39,7 @@ class ChildWatch:
         self._board = board
         self._silence_s = silence_s
         self._asked: deque[tuple[str, int]] = deque()
+        self._revoked: deque[str] = deque(maxlen=_REVOKES)
         self._struck: dict[Seat, float] = {}
         self._stopping = threading.Event()
         self._observed_since = self._looked_at = time.monotonic()
@@ -53,6 +57,15 @@ class ChildWatch:
     def ask_to_end(self, run_id: str, claim: int) -> None:
         """Have the child that executes this run and claim end when its agent's grace is over."""
         self._asked.append((run_id, claim))
+
+    def cancel(self, task_id: str) -> bool:
+        """Have a child cancel the run of a revoked task; False when none could be told.
+
+        It is said again with the death of the child that executes it: that child may be the one that took
+        the word, and hold its interpreter for ever.
+        """
+        self._revoked.append(task_id)
+        return self._board.say(do="cancel", task_id=task_id)
 
     def look(self) -> None:
         """Look at every seat once."""
@@ -79,7 +92,9 @@ class ChildWatch:
             self._board.strike(seat, signal.SIGKILL)
 
     def _bury(self, seat: Seat) -> None:
-        if self._board.say(do="bury", executor=seat.executor):
+        revoked = [one for one in self._revoked if claim_of(one) == (seat.run_id, seat.claim)]
+        words = {"revoked": revoked[0]} if revoked else {}
+        if self._board.say(do="bury", executor=seat.executor, **words):
             with self._board.held(seat.number) as present:
                 # its replacement may sit there by now, if it stood up before it died
                 if present.pid == seat.pid:

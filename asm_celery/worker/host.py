@@ -146,6 +146,8 @@ class ExecutorHost:
         while (word := board.hear()) is not None:
             try:
                 if word["do"] == "bury":
+                    if "revoked" in word:
+                        cancel_revoked(runtime, word["revoked"])
                     runtime.recovery.bury(word["executor"])
                 else:
                     cancel_revoked(runtime, word["task_id"])

@@ -170,8 +170,8 @@ class WorkerLife:
         """Cancel the run whose task was revoked; returns at once, for Celery's loop waits for nothing."""
         if claim_of(task_id) is None:
             return
-        if self._board is not None:
-            if not self._board.say(do="cancel", task_id=task_id):
+        if self._watch is not None:
+            if not self._watch.cancel(task_id):
                 log.warning("the revoke of %s was not heard by any child: use asm cancel", task_id)
         else:
             threading.Thread(target=self._cancel, args=(task_id,), name="asm-revoked", daemon=True).start()
