@@ -21,6 +21,7 @@ from asm_celery.states import RunStatus
 from asm_celery.worker import signals as module
 from asm_celery.worker.app import create_app
 from asm_celery.worker.board import Board
+from asm_celery.worker.children import ChildWatch
 from asm_celery.worker.request import RunRequest
 from tests.waiting import wait_until
 
@@ -263,7 +264,7 @@ def test_in_a_prefork_worker_a_revoke_is_said_to_a_child(
 ) -> None:
     """The main process has no connection; where no child can hear, the log says what to do."""
     board = Board(1)
-    monkeypatch.setattr(worker.task.life, "_board", board)
+    monkeypatch.setattr(worker.task.life, "_watch", ChildWatch(board, silence_s=10.0))
     worker.control("revoke", task_id=[worker.task_id(), "other"])
     assert {"do": "cancel", "task_id": worker.named[0]} == board.hear()
 
