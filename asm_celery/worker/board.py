@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 # pid, claim, is struck, last tick, when to end it (0: never), grace, run, executor
@@ -118,18 +118,17 @@ class Board:
         self._table[at : at + _SEAT.size] = seat.packed()
 
     def tick(self, number: int) -> None:
-        """Give a sign of life; needs no lock, for nobody else writes these bytes while the child lives."""
+        """Give a sign of life, without the lock: who writes the seat meanwhile may set it back, by one tick."""
         at = number * _PAGE + _TICK_AT
         self._table[at : at + _TICK.size] = _TICK.pack(time.monotonic())
 
     def strike(self, seat: Seat, number: signal.Signals) -> bool:
         """Signal a seat's child if it executes the run and claim of `seat` at this very moment."""
         with self.held(seat.number) as present:
-            if (present.pid, present.run_id, present.claim) != (seat.pid, seat.run_id, seat.claim):
+            wanted = (seat.pid, seat.run_id, seat.claim)
+            if not seat.run_id or (present.pid, present.run_id, present.claim) != wanted:
                 return False
-            if not present.run_id:
-                return False
-            self.write(_changed(present, is_struck=True, end_at=0.0))
+            self.write(replace(present, is_struck=True, end_at=0.0))
             with suppress(ProcessLookupError):
                 os.kill(present.pid, number)
             return True
@@ -144,7 +143,7 @@ class Board:
                     return False
                 wanted = time.monotonic() + present.grace_s if at is None else at
                 if not present.is_struck and (not present.end_at or wanted < present.end_at):
-                    self.write(_changed(present, end_at=wanted))
+                    self.write(replace(present, end_at=wanted))
                 return True
         return False
 
@@ -203,7 +202,7 @@ class ChildSeat:
 
     def _change(self, **values: Any) -> Seat:
         with self._lock, self._board.held(self._number) as present:
-            self._board.write(_changed(present, **values))
+            self._board.write(replace(present, **values))
             return present
 
     def _sit(self, executor: str) -> int:
@@ -214,8 +213,3 @@ class ChildSeat:
                     self._board.write(seat)
                     return number
         raise RuntimeError(f"none of {self._board.size} seats is free")
-
-
-def _changed(seat: Seat, **values: Any) -> Seat:
-    known = {name: getattr(seat, name) for name in Seat.__slots__}
-    return Seat(**{**known, **values})

@@ -7,9 +7,8 @@ whatever its child executes by then, and tell that it is over before it is; ours
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from celery.worker.control import Panel
 from celery.worker.request import Request
@@ -17,11 +16,7 @@ from celery.worker.state import task_ready
 from kombu.utils.functional import maybe_list
 
 from asm_celery.dispatch import OURS, TASK, claim_of
-from asm_celery.states import RunStatus
-
-log = logging.getLogger("asm_celery.worker")
-
-_STOPPED: Final = {status.value for status in (RunStatus.CANCELLED, RunStatus.INTERRUPTED, RunStatus.TIMEOUT)}
+from asm_celery.states import STOPPED_STATUS, RunStatus
 
 
 class RunRequest(Request):
@@ -54,7 +49,7 @@ class RunRequest(Request):
         if ended in (None, "None", RunStatus.COMPLETED):
             return self._tell_success(failed__retval__runtime, **kwargs)
         task_ready(self)
-        if ended in _STOPPED:
+        if ended in STOPPED_STATUS.values():
             self._tell_stopped()
         elif ended == RunStatus.PENDING:
             self.send_event("task-retried", exception="the run waits for its next attempt", traceback="")
