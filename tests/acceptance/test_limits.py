@@ -35,6 +35,12 @@ def turns_before_a_first(entered: Iterable[str]) -> int:
     return 0
 
 
+def is_declared(server: SessionServer) -> bool:
+    """True once a worker has written the terms of the session's agent, its queue among them."""
+    with server.runtime.store.read() as transaction:
+        return transaction.agents.get(server.agent) is not None
+
+
 def test_all_runs_complete_two_at_once_and_sessions_take_turns(
     asm: AgentSessions, worker: StartWorker, ledger: Ledger
 ) -> None:
@@ -126,6 +132,7 @@ def test_an_agent_whose_queue_has_no_worker_holds_no_slot(
 ) -> None:
     """Work that nobody can take waits in our line: the others have the whole limit, and it runs later."""
     worker(pool="threads", max_parallel_runs=LIMIT, queues=[config.default_queue])
+    wait_until(lambda: is_declared(asm.start_session("remote")), description="the worker has said where its agents run")
     waiting: list[tuple[SessionServer, str]] = []
     for _ in range(5):
         server = asm.start_session("remote")
