@@ -8,24 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Protocol
 
-from asm_celery.model import Event
 from asm_celery.states import TERMINAL_EVENTS, EventType
+
+
+class Said(Protocol):
+    """What is read of an event: `model.Event` has it, and a row of the table."""
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the session's log."""
+
+    @property
+    def type(self) -> str:
+        """What happened."""
+
+    @property
+    def run_id(self) -> str | None:
+        """To which run."""
 
 
 @dataclass(slots=True)
 class _Line:
-    """The session as far as its log was read."""
+    """The session as far as its log was read; the runs in dicts, in the order in which they were queued."""
 
     slots: int
-    order: list[str] = field(default_factory=list)
+    order: dict[str, None] = field(default_factory=dict)
+    unfinished: dict[str, None] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     ended: set[str] = field(default_factory=set)
     starts: list[str] = field(default_factory=list)
 
 
 def anomalies(
-    events: Sequence[Event], *, slots: int, submitted: Sequence[str] | None = None, complete: bool = True
+    events: Sequence[Said], *, slots: int, submitted: Sequence[str] | None = None, complete: bool = True
 ) -> list[str]:
     """Return what is wrong with a session's log, a sentence each; empty when nothing is.
 
@@ -40,17 +58,19 @@ def anomalies(
     for event in events:
         if event.run_id is not None:
             found += _take(line, event, event.run_id)
-    if submitted is not None and list(submitted) != line.order:
-        found.append(f"queued in the order {line.order}, submitted in the order {list(submitted)}")
+    order = list(line.order)
+    if submitted is not None and list(submitted) != order:
+        found.append(f"queued in the order {order}, submitted in the order {list(submitted)}")
     first_starts = list(dict.fromkeys(line.starts))
-    if slots == 1 and first_starts != [run for run in line.order if run in line.starts]:
-        found.append(f"started in the order {first_starts}, queued in the order {line.order}")
-    if complete and len(line.ended) < len(line.order):
-        found.append(f"never ended: {[run for run in line.order if run not in line.ended]}")
+    started = set(first_starts)
+    if slots == 1 and first_starts != [run for run in order if run in started]:
+        found.append(f"started in the order {first_starts}, queued in the order {order}")
+    if complete and line.unfinished:
+        found.append(f"never ended: {list(line.unfinished)}")
     return found
 
 
-def most_open(events: Sequence[Event]) -> int:
+def most_open(events: Sequence[Said]) -> int:
     """Return how many runs were accepted and not ended at once, at most."""
     open_now = most = 0
     for event in events:
@@ -62,7 +82,7 @@ def most_open(events: Sequence[Event]) -> int:
     return most
 
 
-def most_running(events: Sequence[Event]) -> int:
+def most_running(events: Sequence[Said]) -> int:
     """Return how many runs of the session were running at once, at most."""
     running: set[str | None] = set()
     most = 0
@@ -75,13 +95,13 @@ def most_running(events: Sequence[Event]) -> int:
     return most
 
 
-def _sequence_holes(events: Sequence[Event]) -> Iterator[str]:
+def _sequence_holes(events: Sequence[Said]) -> Iterator[str]:
     sequences = [event.sequence for event in events]
     if sequences != list(range(1, len(events) + 1)):
         yield f"the sequences are {sequences}, not 1..{len(events)}"
 
 
-def _take(line: _Line, event: Event, run_id: str) -> Iterator[str]:
+def _take(line: _Line, event: Said, run_id: str) -> Iterator[str]:
     """Move the line on by one event of a run; yield what that event breaks."""
     here = f"#{event.sequence} {event.type} of {run_id}"
     if run_id in line.ended:
@@ -89,7 +109,7 @@ def _take(line: _Line, event: Event, run_id: str) -> Iterator[str]:
     if event.type == EventType.RUN_QUEUED:
         if run_id in line.order:
             yield f"{here}: it was queued before"
-        line.order.append(run_id)
+        line.order[run_id] = line.unfinished[run_id] = None
         return
     if run_id not in line.order:
         yield f"{here}: it was never queued"
@@ -104,14 +124,15 @@ def _take(line: _Line, event: Event, run_id: str) -> Iterator[str]:
         if event.type == EventType.RUN_COMPLETED and run_id not in line.running:
             yield f"{here}: it did not run"
         line.running.discard(run_id)
+        line.unfinished.pop(run_id, None)
         line.ended.add(run_id)
 
 
 def _start(line: _Line, here: str, run_id: str) -> Iterator[str]:
     if run_id in line.running:
         yield f"{here}: it ran already"
-    before = line.order[: line.order.index(run_id)]
-    unfinished = [other for other in before if other not in line.ended]
+    # the open runs are few, the ended ones are not
+    unfinished = list(takewhile(lambda other: other != run_id, line.unfinished))
     if len(unfinished) >= line.slots:
         yield f"{here}: unfinished before it are {unfinished}, with {line.slots} slots"
     line.running.add(run_id)

@@ -20,10 +20,10 @@ class Snapshot:
     """One consistent look at a database, from which every check reads."""
 
     def __init__(self, config: Config) -> None:
-        with _connection(config.database_url) as connection:
+        with connection(config) as sql:
 
             def rows(statement: str) -> Rows:
-                return [tuple(row) for row in connection.execute(statement).fetchall()]
+                return [tuple(row) for row in sql.execute(statement).fetchall()]
 
             self.sessions: list[tuple[str, int]] = rows(
                 "SELECT session_id, max_concurrent_runs FROM sessions"
@@ -105,7 +105,9 @@ def starts_out_of_order(snapshot: Snapshot) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _connection(url: str) -> Iterator[Any]:
+def connection(config: Config) -> Iterator[Any]:
+    """Open a plain connection to the config's database, in one transaction that only reads."""
+    url = config.database_url
     if url.startswith("sqlite:///"):
         path = url.removeprefix("sqlite:///")
         lite = sqlite3.connect(path, timeout=20.0, isolation_level=None)
