@@ -152,7 +152,9 @@ def test_a_doorbell_with_a_later_claim_hurts_no_run(
     for claim in (2, 1, 3, 99):
         app.send_task("asm.run", args=(run_id, claim, server.session_id, 1), retry=False)
         told = f"run={run_id} claim={claim} dropped: {SPARE}"
-        wait_until(lambda told=told: claim == 1 or told in started.log, description="it was dropped")  # type: ignore[misc]
+        wait_until(
+            lambda told=told, claim=claim: claim == 1 or told in started.log, description="it was dropped"
+        )  # type: ignore[misc]
     gate.open()
 
     assert "mine" == server.await_run(run_id, timeout=30).output
