@@ -132,7 +132,10 @@ def test_an_agent_whose_queue_has_no_worker_holds_no_slot(
 ) -> None:
     """Work that nobody can take waits in our line: the others have the whole limit, and it runs later."""
     worker(pool="threads", max_parallel_runs=LIMIT, queues=[config.default_queue])
-    wait_until(lambda: is_declared(asm.start_session("remote")), description="the worker has said where its agents run")
+    wait_until(
+        lambda: is_declared(asm.start_session("remote")),
+        description="the worker has said where its agents run",
+    )
     waiting: list[tuple[SessionServer, str]] = []
     for _ in range(5):
         server = asm.start_session("remote")
