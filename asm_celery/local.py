@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from asm_celery.dispatch import CeleryApp
 from asm_celery.embedded import EmbeddedServer
-from asm_celery.store.schema import migrate
 from asm_celery.worker.inprocess import InProcessWorker
 
 
@@ -31,6 +30,9 @@ class LocalParts:
         Raises:
             DependencyNotAvailable: no server binary was found.
         """
+        # Alembic is slow to import, and no worker and no web process needs it
+        from asm_celery.store.schema import migrate  # noqa: PLC0415
+
         server = EmbeddedServer.start(home)
         try:
             database = f"sqlite:///{home.expanduser().resolve() / 'asm.db'}"

@@ -12,6 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.01
+# Of the time: a look that costs more is taken more rarely, or those who wait would starve what they wait for.
+_SHARE = 0.1
 
 
 def wait_until(condition: Callable[[], T], *, description: str, timeout: float = 20.0) -> T:
@@ -26,12 +28,13 @@ def wait_until(condition: Callable[[], T], *, description: str, timeout: float =
     """
     deadline = time.monotonic() + timeout
     while True:
+        began = time.thread_time()
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout:g} s in vain until {description}; last: {value!r}")
-        threading.Event().wait(POLL_S)
+        threading.Event().wait(max(POLL_S, (time.thread_time() - began) / _SHARE))
 
 
 async def await_until(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
 from asm_celery.embedded_watch import WatchedProcess
+from tests.nursery import ROOT, program
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class WorkerProcess:
@@ -49,20 +47,24 @@ class WorkerProcess:
         self._log = folder / f"{self.name}.log"
         pidfile = folder / f"{self.name}.pid"
         # fmt: off
-        command = [
-            sys.executable, "-m", "celery", "-A", module, "worker", "-P", pool, "-c", str(concurrency),
+        arguments = [
+            "-A", module, "worker", "-P", pool, "-c", str(concurrency),
             "--loglevel", loglevel, "-n", f"{self.name}@%h", "--without-mingle", "--without-gossip",
             "--pidfile", str(pidfile), *(["-Q", ",".join(queues)] if queues else []), *options,
         ]
         # fmt: on
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("ASM_")}
         path = os.pathsep.join([str(ROOT), str(folder), *filter(None, [inherited.get("PYTHONPATH")])])
-        self._process = WatchedProcess(
-            command, log=self._log, env={**inherited, "PYTHONPATH": path, **env}, grace_s=20
-        )
+        full = {**inherited, "PYTHONPATH": path, **env}
+        command = program("celery", *arguments, env=full)
+        self._process = WatchedProcess(command, log=self._log, env=full, grace_s=20)
+        self._group = self._process.group
         try:
             wait_until(self._is_ready, description=f"worker {self.name} is ready", timeout=40.0)
             self.pid = int(pidfile.read_text())
+            # its own, or that of what watches it
+            with contextlib.suppress(ProcessLookupError):
+                self._group = os.getpgid(self.pid)
         except BaseException:
             self.kill()
             raise
@@ -97,8 +99,9 @@ class WorkerProcess:
         self._process.stop()
 
     def _kill_group(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.group, signal.SIGKILL)
+        for group in {self._group, self._process.group}:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     def _is_ready(self) -> bool:
         log = self.log

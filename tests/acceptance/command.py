@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.workers import ROOT
+from tests.nursery import ROOT, program
 
 PROGRAM = [sys.executable, "-m", "asm_celery.cli"]
 # met only by a command that hangs
@@ -54,10 +54,11 @@ class Command:
 
     def __call__(self, *arguments: str, given: str = "", folder: Path = ROOT) -> Answer:
         """Run it to its end; `given` is its stdin."""
+        env = {**self.env, "PYTHONPATH": str(ROOT)}
         ended = subprocess.run(
-            [*PROGRAM, *arguments],
+            program("asm_celery.cli", *arguments, env=env),
             input=given,
-            env={**self.env, "PYTHONPATH": str(ROOT)},
+            env=env,
             cwd=folder,
             capture_output=True,
             text=True,
@@ -70,7 +71,7 @@ class Command:
         """Start it, as from a terminal: what is pressed there reaches it and nothing else."""
         return Started(
             subprocess.Popen(
-                [*PROGRAM, *arguments],
+                program("asm_celery.cli", *arguments, env=self.env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,8 +23,7 @@ from asm_celery import AgentSessions
 from asm_celery.aio import AsyncAgentSessions
 from asm_celery.errors import AsmError, QueueFull
 from asm_celery.model import Event
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.nursery import ROOT, program
 
 
 class Elsewhere:
@@ -38,13 +36,14 @@ class Elsewhere:
 
     def __init__(self, verb: str, env: Mapping[str, str], **arguments: Any) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
+        full = {**inherited, **env}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.acceptance.elsewhere", verb, json.dumps(arguments)],
+            program("tests.acceptance.elsewhere", verb, json.dumps(arguments), env=full),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**inherited, **env},
+            env=full,
         )
         self._is_ready = False
 
