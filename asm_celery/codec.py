@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from asm_celery.errors import InvalidInput
+from asm_celery.errors import InvalidInput, StorageError
 
 type_names = "null, true, false, numbers, strings, lists and objects with string keys"
 
@@ -56,8 +56,19 @@ def encode(value: Any, *, what: str, max_bytes: int) -> str:
 
 
 def decode(text: str | None) -> Any:
-    """Return the value of JSON text written by `encode`; None for None."""
-    return None if text is None else json.loads(text)
+    """Return the value of JSON text written by `encode`; None for None.
+
+    Raises:
+        StorageError: it is not what was written: the database's files or its answer are damaged.
+    """
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as cause:
+        raise StorageError(
+            f"the database gave {text!r:.60} for what was stored as JSON: its files are damaged, restore them "
+            "from a backup",
+            code="storage_read_failed",
+        ) from cause
 
 
 def digest(text: str) -> str:

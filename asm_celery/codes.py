@@ -70,6 +70,7 @@ CODES: Final[Mapping[str, Code]] = {
         "storage",
         storage_error="the database refused",
         storage_connection_failed="the database cannot be reached*",
+        storage_busy="the database has no room for this now*",
         storage_write_failed="the database did not write",
         storage_read_failed="the database did not read",
         dependency_not_available="something this needs is not available",

@@ -31,6 +31,7 @@ AsmError
 │   └── DrainTimeout                                       (.queued, .in_flight)
 ├── StorageError                    storage_error
 │   ├── StorageConnectionFailed     storage_connection_failed
+│   │   └── StorageBusy             storage_busy
 │   └── MigrationRequired           migration_required
 ├── DependencyNotAvailable          dependency_not_available
 │   └── CoordinationUnavailable     coordination_unavailable
@@ -85,6 +86,7 @@ __all__ = [
     "SessionLimitExceeded",
     "SessionNotFound",
     "StopRun",
+    "StorageBusy",
     "StorageConnectionFailed",
     "StorageError",
     "ValidationError",
@@ -396,6 +398,12 @@ class StorageConnectionFailed(StorageError):
     """The database cannot be reached; nothing was written."""
 
     default_code = "storage_connection_failed"
+
+
+class StorageBusy(StorageConnectionFailed):
+    """The database is there and has no room for this now: conflict, lock or pool; nothing was written."""
+
+    default_code = "storage_busy"
 
 
 class MigrationRequired(StorageError):

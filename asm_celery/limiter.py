@@ -19,6 +19,7 @@ from asm_celery.errors import AsmError, RunLimitExceeded, SessionLimitExceeded, 
 from asm_celery.events.log import EventLog
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.restore import NO_LIMIT, RUN_LIMIT, SESSION_LIMIT, Restore
+from asm_celery.store.faults import retried
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class ConcurrencyLimiter:
             max_parallel_runs=math.inf if runs is None else runs,
         )
 
+    @retried
     def set_limits(
         self, *, max_parallel_runs: float | None = None, max_parallel_sessions: float | None = None
     ) -> Limits:

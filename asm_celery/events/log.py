@@ -5,14 +5,22 @@ Subscribers are not here; they read pages with `EventLog.page`.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+from asm_celery.errors import StorageConnectionFailed
 from asm_celery.events.bus import Bus
 from asm_celery.events.cursor import Page
 from asm_celery.model import Event, Run, with_sequences
 from asm_celery.states import SessionStatus
 from asm_celery.store.database import Store, Transaction
+from asm_celery.store.faults import CommitUnknown, Conflict
+
+
+class _Absent(Exception):
+    """Leaves a transaction, so that it is rolled back."""
 
 
 class LogTransaction:
@@ -70,19 +78,48 @@ class EventLog:
         self.bus = bus
 
     @contextmanager
-    def transaction(self) -> Iterator[LogTransaction]:
+    def transaction(self, **options: bool) -> Iterator[LogTransaction]:
         """Open a writing transaction; no Redis and no Celery call belongs inside.
 
+        Args:
+            options: those of `Store.transaction`.
+
         Guarantee: a clean exit commits and then publishes what was appended; an exception rolls back
-        and publishes nothing.  A failed publication never surfaces.
+        and publishes nothing.  A failed publication never surfaces.  A lost answer to COMMIT is looked up,
+        if an event was written.
 
         Raises:
             StorageError: the database refused or cannot be reached.
+            CommitUnknown: the answer to COMMIT was lost, and the database has been away since.
         """
-        with self.store.transaction() as transaction:
-            writing = LogTransaction(transaction)
-            yield writing
-        self.bus.publish(writing.written)
+        writing = None
+        try:
+            with self.store.transaction(**options) as transaction:
+                writing = LogTransaction(transaction)
+                yield writing
+        except CommitUnknown as unknown:
+            if writing is None or not writing.written:
+                raise
+            if not self._has_committed(writing.written[0].event_id, unknown):
+                raise Conflict("the transaction was lost before its COMMIT: try again") from unknown
+        if writing is not None:
+            self.bus.publish(writing.written)
+
+    def _has_committed(self, event_id: str, unknown: CommitUnknown) -> bool:
+        """Return whether the transaction that wrote this event was committed; raises `unknown` if none says."""
+        until = time.monotonic() + self.store.patience_s
+        while True:
+            try:
+                with self.store.transaction() as looking:
+                    if looking.events.holds(event_id):
+                        return True
+                    raise _Absent
+            except _Absent:
+                return False
+            except StorageConnectionFailed:
+                if time.monotonic() > until:
+                    raise unknown from None
+            time.sleep(random.uniform(0.05, 0.2))
 
     def page(
         self,

@@ -8,6 +8,7 @@ from asm_celery.model import Event, Session, StopReceipt
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.stopping import Stopper
 from asm_celery.states import SESSION_EVENT, SESSION_MOVES, SessionStatus, StopKind, check_session_move
+from asm_celery.store.faults import retried
 
 
 class Control:
@@ -18,6 +19,7 @@ class Control:
         self._promoter = promoter
         self._stopper = stopper
 
+    @retried
     def move_session(self, session_id: str, target: SessionStatus) -> Session:
         """Move a session: pause, resume, close its admission, complete it.
 
@@ -53,6 +55,7 @@ class Control:
         )
         return session
 
+    @retried
     def stop_session(
         self, session_id: str, *, by: str, reason: str = "interrupt_session"
     ) -> dict[str, StopReceipt]:
@@ -77,6 +80,7 @@ class Control:
         self._stopper.carry_out(stops)
         return receipts
 
+    @retried
     def delete_session(self, session_id: str) -> None:
         """Remove a session, its runs and events: only a completed or draining one without open runs.
 

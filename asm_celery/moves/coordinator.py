@@ -21,6 +21,7 @@ from asm_celery.moves.outcome import Outcome, columns_of, requeued_event, told_o
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
 from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
+from asm_celery.store.faults import retried
 from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Coordinator:
             self.give_back(run_id, claim, executor)
         return None
 
+    @retried
     def append(self, claim: Claim, events: list[Event], position: int) -> int:
         """Store events of the attempt; returns the new position, `position` + how many.
 
@@ -133,6 +135,7 @@ class Coordinator:
             self.give_back(run.run_id, claim.number, claim.executor)
         return run
 
+    @retried
     def lose(self, run_id: str, claim: int, *, message: str) -> Run | None:
         """Write the fate of an attempt whose worker died: requeued while attempts are left, else failed.
 
@@ -164,6 +167,7 @@ class Coordinator:
             )
         )
 
+    @retried
     def _claim(
         self, run_id: str, claim: int, executor: str, nonce: str, knows: Callable[[str], object | None]
     ) -> Claim:
@@ -203,10 +207,12 @@ class Coordinator:
                 only_if=lambda waiting: waiting.status is RunStatus.PENDING,
             )
 
+    @retried
     def _reroute(self, run: Run, terms: AgentTerms) -> None:
         with self._log.transaction() as tx:
             tx.runs.reroute(run.run_id, terms.queue)
 
+    @retried
     def _end(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
         with self._log.transaction() as tx:
             place = {"position": position, "count": len(events)}

@@ -14,6 +14,7 @@ from asm_celery.events.log import EventLog
 from asm_celery.model import Hold
 from asm_celery.moves.promotion import Promoter
 from asm_celery.store.database import Store
+from asm_celery.store.faults import retried
 
 _SETTING: Final = "hold"
 _TRIES: Final = 20
@@ -30,6 +31,7 @@ class Holding:
         """Return the hold as SQL has it; one statement."""
         return hold_in(self._log.store)
 
+    @retried
     def move(self, is_held: bool, *, by: str) -> Hold:
         """Hold or release, and tell Redis; held or released already, it is left as it is and told again.
 

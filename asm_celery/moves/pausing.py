@@ -17,6 +17,7 @@ from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.keys import Keys
 from asm_celery.model import Event, PauseReceipt, Run
 from asm_celery.states import EventType, RunStatus
+from asm_celery.store.faults import retried
 
 PAUSE: Final = "pause"
 RESUME: Final = "resume"
@@ -57,6 +58,7 @@ class Pauser:
         """
         return self._move(run_id, RESUME, by)
 
+    @retried
     def _move(self, run_id: str, wish: str, by: str) -> PauseReceipt:
         check_run_id(run_id)
         for _ in range(_TRIES):

@@ -83,7 +83,7 @@ class Recovery:
             StorageError: SQL is away, so nothing is known of stops; Redis was told all the same.
         """
         try:
-            with self._log.transaction() as tx:
+            with self._log.transaction(is_beat=True) as tx:
                 tx.executors.beat(executor, worker)
                 running = {run.run_id: run for run in tx.runs.held_by(executor)}
         except StorageError:

@@ -18,6 +18,7 @@ from asm_celery.keys import Keys
 from asm_celery.model import Event, Lease, Run, StopReceipt
 from asm_celery.moves.promotion import Promoter
 from asm_celery.states import STOPPED_STATUS, TERMINAL_EVENT, EventType, RunStatus, StopKind
+from asm_celery.store.faults import retried
 
 # withdraw and request_stop miss each other only while a run moves between waiting and running
 _TRIES = 20
@@ -40,6 +41,7 @@ class Stopper:
         self._promoter = promoter
         self._keys = keys
 
+    @retried
     def request(
         self,
         run_id: str,
@@ -78,6 +80,7 @@ class Stopper:
                 return receipt
         raise InternalError(f"run {run_id} changed its status at each of {_TRIES} looks: try again")
 
+    @retried
     def withdraw(
         self, run_id: str, status: RunStatus, *, code: str, message: str, only_if: Callable[[Run], bool]
     ) -> bool:

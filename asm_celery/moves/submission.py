@@ -35,6 +35,7 @@ from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
 from asm_celery.states import EventType, check_event_type
+from asm_celery.store.faults import retried
 from asm_celery.store.sessions import AgentTerms, Counter
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Submission:
         self._promoter = promoter
         self._stopper = stopper
 
+    @retried
     def start_session(self, session: Session) -> Session:
         """Store a new session with its first two events.
 
@@ -147,6 +149,7 @@ class Submission:
         self._promoter.settle(lambda: self._promoter.queue.enqueue(line, [entry]))
         return run.run_id
 
+    @retried
     def append_events(self, session: Session, events: list[Event]) -> list[Event]:
         """Store a caller's events; see `SessionServer.append_events`."""
         for event in events:
@@ -183,6 +186,7 @@ class Submission:
             details={"session_id": session.session_id},
         )
 
+    @retried
     def _accept(
         self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
     ) -> tuple[Run, Counter, Stops]:

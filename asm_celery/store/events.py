@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Row, insert, select
 
 from asm_celery.codec import decode, encode
 from asm_celery.model import Event
-from asm_celery.store.tables import events
+from asm_celery.store.sessions import insert_into
+from asm_celery.store.tables import events, instant_in
 
 # The door has checked the size already; this only bounds what the runtime itself writes.
 _MAX_BYTES = 1 << 27
@@ -62,6 +63,21 @@ class Events:
         if types is not None:
             query = query.where(events.c.type.in_(sorted(types)))
         return [_event(row) for row in self._connection.execute(query)]
+
+    def holds(self, event_id: str) -> bool:
+        """Return whether an event of this id is stored, once nobody is about to store or forget it.
+
+        For the look after a lost COMMIT, which the server may still be busy with: writing the same id
+        waits for it, reading would not.  Where the answer is False a row was added: roll back.
+        """
+        values = dict.fromkeys(("type", "data", "metadata"), "") | {"created_at": instant_in(0)}
+        row = self._connection.execute(
+            insert_into(self._connection, events)
+            .values(session_id=event_id, sequence=1, event_id=event_id, **values)
+            .on_conflict_do_nothing(index_elements=["event_id"])
+            .returning(events.c.event_id)
+        ).first()
+        return row is None
 
     def by_ids(self, event_ids: Collection[str]) -> dict[str, Event]:
         """Return the stored events of these ids, by id; ids that are not stored are left out."""
