@@ -2,7 +2,8 @@
 
 A message says "run R may start under claim n" and nothing else: lost, repeated or late, it changes nothing
 but time.  So sending never fails a caller: a lease whose doorbell was not sent is rung again by the repair
-loop.
+loop.  Where broker and coordination are one server, the promoting script pushes the message itself (`Bell`),
+and nothing is sent from here.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 from celery import Celery
 
 from asm_celery.keys import FORMAT_VERSION
-from asm_celery.model import Lease
+from asm_celery.model import Bell, Lease
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,10 @@ CeleryApp = Celery
 
 class Dispatcher(Protocol):
     """Sends doorbells; never raises for a broker that is away."""
+
+    @property
+    def bell(self) -> Bell | None:
+        """What the scripts push themselves for each lease; None where `dispatch` has to send it."""
 
     def dispatch(self, leases: Sequence[Lease]) -> None:
         """Ring for each lease."""
@@ -44,13 +50,24 @@ class CeleryDispatcher:
 
     Args:
         app: returns the application, made at first use, because a web process may never dispatch.
+        bell: makes, from the application, what the scripts push themselves; None: nothing.
     """
 
-    def __init__(self, app: Callable[[], Celery]) -> None:
+    def __init__(
+        self, app: Callable[[], Celery], bell: Callable[[Celery], Bell | None] | None = None
+    ) -> None:
         self._app = app
+        self._bell_of = bell
+
+    @cached_property
+    def bell(self) -> Bell | None:
+        """What the scripts push themselves; made once."""
+        return None if self._bell_of is None else self._bell_of(self._app())
 
     def dispatch(self, leases: Sequence[Lease]) -> None:
-        """Send a message a lease; one broker round trip each."""
+        """Send a message a lease, one broker round trip each; nothing where the scripts have rung."""
+        if self.bell is not None:
+            return
         for lease in leases:
             try:
                 self._app().send_task(TASK, **message_of(lease))

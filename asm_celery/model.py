@@ -296,6 +296,20 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bell:
+    """What a promoting script pushes for a lease, where broker and coordination are one server.
+
+    Attributes:
+        list_prefix: what the names of the broker's lists begin with; the Celery queue follows.
+        message: a whole message of the broker, with ``@run@``, ``@session@``, ``@agent@``, ``@claim@``,
+            ``@queue@``, ``@task@`` and ``@tag@`` where the lease's words go.
+    """
+
+    list_prefix: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopReceipt:
     """What a stop request came to.
 

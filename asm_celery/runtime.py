@@ -54,7 +54,8 @@ class Runtime:
     @cached_property
     def queue(self) -> RunQueue:
         """The scripts."""
-        return RunQueue(connect(self.config), self.config.keys, url=self.config.redis_url)
+        client, keys = connect(self.config), self.config.keys
+        return RunQueue(client, keys, url=self.config.redis_url, bell=self.dispatcher.bell)
 
     @cached_property
     def log(self) -> EventLog:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from asm_celery.agent import AgentRegistry
+from asm_celery.bell import bell_of
 from asm_celery.checks import check_count, check_run_id, check_session_id
 from asm_celery.config import Config
 from asm_celery.dispatch import CeleryApp, CeleryDispatcher
@@ -276,7 +277,10 @@ class AgentSessions:
                 self._inherited.append(self._built)
                 self._local = None
             self._pid = os.getpid()
-            self._built = Runtime(self.config, self.registry, CeleryDispatcher(lambda: self.celery_app))
+            # an application of the user's may have routers, signals and tracers that a script would pass by
+            bell = None if self._given_app else lambda app: bell_of(app, self.config)
+            dispatcher = CeleryDispatcher(lambda: self.celery_app, bell)
+            self._built = Runtime(self.config, self.registry, dispatcher)
             if self._local is not None:
                 self._local.start_worker(self.celery_app)
 

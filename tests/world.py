@@ -21,6 +21,8 @@ from asm_celery.states import RunStatus
 class RecordingDispatcher:
     """Keeps doorbells in the order they were rung; the only fake in the tests."""
 
+    bell = None
+
     def __init__(self) -> None:
         self.rung: list[Lease] = []
         self.revoked: list[str] = []

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from asm_celery.keys import Keys
-from asm_celery.model import Lease
+from asm_celery.model import Bell, Lease
 from asm_celery.queue.connection import check_version, reaching
 from asm_celery.queue.scripts import source, verbs
 
@@ -71,13 +71,17 @@ class Held:
 
 
 class RunQueue:
-    """The scripts of one namespace."""
+    """The scripts of one namespace.
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, url: str = "") -> None:
+    Args:
+        bell: what the scripts push for each lease they grant; None: the caller sends a doorbell for each.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, *, url: str = "", bell: Bell | None = None) -> None:
         self._client = client
         self._root = keys.root
         self._url = url
-        self._scripts = {verb: client.register_script(source(verb)) for verb in verbs()}
+        self._scripts = {verb: client.register_script(source(verb, bell)) for verb in verbs()}
         self._supported = False
 
     def check_server(self) -> None:

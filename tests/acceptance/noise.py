@@ -61,6 +61,7 @@ _plain = CeleryDispatcher.dispatch
 def install() -> None:
     """Send every doorbell of this process so; only for a process of the test's own."""
     CeleryDispatcher.dispatch = noisy()  # type: ignore[method-assign]
+    CeleryDispatcher.bell = None  # type: ignore[assignment]
 
 
 def noisy() -> Callable[[CeleryDispatcher, Sequence[Lease]], None]:

@@ -121,6 +121,7 @@ def test_order_holds_when_every_message_comes_three_times_and_in_any_order(
 ) -> None:
     """A repeated or late doorbell changes nothing but time."""
     monkeypatch.setattr(CeleryDispatcher, "dispatch", noise.noisy())
+    monkeypatch.setattr(CeleryDispatcher, "bell", None)
     workers = [
         worker(pool=pool, concurrency=concurrency, **SETTINGS, **{noise.VARIABLE: 1})
         for pool, concurrency in (("prefork", 2), ("threads", 4))

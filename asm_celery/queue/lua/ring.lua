@@ -37,7 +37,7 @@ for _, run in ipairs(redis.call('ZRANGEBYSCORE', DISPATCHED, '-inf', now, 'LIMIT
     local rings = math.min(tonumber(entry[5]) + 1, 10)
     redis.call('HSET', run_key(run), 'rings', rings)
     redis.call('ZADD', DISPATCHED, now + math.min(60000, ring_ms * 2 ^ rings), run)
-    again[#again + 1] = { run, entry[1], entry[2], entry[3], entry[4] }
+    again[#again + 1] = ring_for({ run, entry[1], entry[2], entry[3], entry[4] })
   end
 end
 local answer = promote()

@@ -3,6 +3,7 @@
 -- include: limits
 -- include: lease
 -- include: place
+-- include: bell
 -- Lease ready runs while the gate is open, nobody holds the installation, the limiter has room and their
 -- queue has capacity.  The session that has been ready longest goes first, and then to the back; but a queue
 -- with a free worker comes before one whose workers could only hold the doorbell, and with it a limiter slot.
@@ -14,7 +15,7 @@ local function dispatch_lease(run, session)
   redis.call('HSET', run_key(run), 'state', 'dispatched', 'claim', claim, 'rings', 0)
   redis.call('ZADD', DISPATCHED, now + (tonumber(redis.call('HGET', SETTINGS, 'ring_ms') or '') or 5000), run)
   hold(run, session, entry[3])
-  return { run, session, entry[2], tostring(claim), entry[3] }
+  return ring_for({ run, session, entry[2], tostring(claim), entry[3] })
 end
 local function longest_ready(with_new)
   local session, queue, rank, turn
