@@ -105,7 +105,7 @@ def test_a_killed_child_is_replaced_and_its_run_decided(
     def is_full() -> bool:
         return len([child for child in main.children() if child.pid != victim]) == 2
 
-    wait_until(is_full, description="the child is replaced", timeout=3)
+    wait_until(is_full, description="the child is replaced")
     assert "worker_lost" == (_ended(server, run_id).error or {})["code"]
     assert 0.01 == server.execute_run(0.01, timeout=20).output
 

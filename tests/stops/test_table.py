@@ -85,7 +85,7 @@ def test_a_stopped_run_ends_as_asked_and_in_time_and_alone(
         assert STATUS[cell.stop] == run.status
         assert REASON.get(cell.stop) == run.stop_reason
         assert took_s <= BOUND_S
-        wait_until(lambda: not alive_with(token), description="no process of the run is alive", timeout=2.0)
+        wait_until(lambda: not alive_with(token), description="no process of the run is alive")
 
         check_neighbour(stage, cell, neighbour, neighbour_id, gate)
         assert "next" == server.await_run(next_id, timeout=30.0).output
@@ -111,9 +111,7 @@ def check_neighbour(stage: Stage, cell: Cell, neighbour: SessionServer, run_id: 
         assert stage.worker
         return
     seen = len(beats(stage.ledger, run_id))
-    wait_until(
-        lambda: len(beats(stage.ledger, run_id)) > seen, description="the neighbour lives on", timeout=5.0
-    )
+    wait_until(lambda: len(beats(stage.ledger, run_id)) > seen, description="the neighbour lives on")
     gate.open()
     result = neighbour.await_run(run_id, timeout=20.0)
     assert (RunStatus.COMPLETED, "unharmed", 1) == (result.status, result.output, result.attempts)
