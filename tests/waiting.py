@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 POLL_S = 0.01
 # Of the time: a look that costs more is taken more rarely, or those who wait would starve what they wait for.
-_SHARE = 0.1
+_SHARE = 0.25
 
 
 def wait_until(condition: Callable[[], T], *, description: str, timeout: float = 20.0) -> T:
