@@ -53,6 +53,7 @@ class World:
             self.registry.register(name, lambda ctx, value: value)
         self.bells = RecordingDispatcher()
         self.runtime = Runtime(config, self.registry, self.bells)
+        self._slots = slots
         if slots:
             self.announce(slots)
 
@@ -86,6 +87,9 @@ class World:
 
     def try_start(self, lease: Lease | None = None, *, executor: str = "executor") -> Claim | None:
         """Answer a doorbell."""
+        if lease is None and not self.bells.rung and self._slots:
+            # a living worker announces all the time; on a slow machine the last word may have run out
+            self.announce(self._slots)
         chosen = lease or self.bells.rung.pop(0)
         return self.runtime.coordinator.start(chosen.run_id, chosen.claim, executor, knows=self.registry.get)
 
