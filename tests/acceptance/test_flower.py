@@ -74,6 +74,7 @@ def flower(env: dict[str, str], tmp_path: Path) -> Iterator[Flower]:
     started.stop()
 
 
+@pytest.mark.either_database
 def test_each_run_is_a_task_under_its_run_id(
     asm: AgentSessions, flower: Flower, worker: StartWorker, gate: Gate
 ) -> None:

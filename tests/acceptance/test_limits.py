@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 
+import pytest
+
 from asm_celery import AgentSessions
 from asm_celery.agent import AgentRegistry
 from asm_celery.config import Config
@@ -41,6 +43,7 @@ def is_declared(server: SessionServer) -> bool:
         return transaction.agents.get(server.agent) is not None
 
 
+@pytest.mark.either_database
 def test_all_runs_complete_two_at_once_and_sessions_take_turns(
     asm: AgentSessions, worker: StartWorker, ledger: Ledger
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_submit_that_reaches_redis_late_neither_is_overtaken_nor_stalls(
     assert [] == anomalies(server.get_events(), slots=1, submitted=[*first, second])
 
 
+@pytest.mark.either_database
 def test_an_agent_whose_queue_has_no_worker_holds_no_slot(
     asm: AgentSessions, config: Config, worker: StartWorker, ledger: Ledger
 ) -> None:
@@ -157,6 +161,7 @@ def test_an_agent_whose_queue_has_no_worker_holds_no_slot(
     assert ["far"] * 5 == [server.await_run(run_id).output for server, run_id in waiting]
 
 
+@pytest.mark.either_database
 def test_a_limit_raised_while_runs_wait_lets_them_start(
     asm: AgentSessions, worker: StartWorker, ledger: Ledger, gate: Gate
 ) -> None:

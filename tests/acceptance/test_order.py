@@ -16,6 +16,8 @@ from tests.acceptance.ledger import Ledger
 from tests.history import anomalies, most_running
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 SESSIONS, RUNS = (200, 20) if FULL else (40, 6)
 # under noise each doorbell costs three messages, and claims are refused on purpose
 NOISY_SESSIONS = SESSIONS if FULL else 20

@@ -68,6 +68,7 @@ def here(config: Config, own_redis: OwnRedis) -> Iterator[AgentSessions]:
         yield sessions
 
 
+@pytest.mark.either_database
 def test_what_is_submitted_while_redis_is_away_starts_when_it_is_back(
     here: AgentSessions, own_redis: OwnRedis, worker: StartWorker, gate: Gate, ledger: Ledger
 ) -> None:
@@ -100,6 +101,7 @@ def test_what_is_submitted_while_redis_is_away_starts_when_it_is_back(
     assert not living.has_ended
 
 
+@pytest.mark.either_database
 def test_what_is_said_while_redis_hangs_is_true_afterwards(
     here: AgentSessions, own_redis: OwnRedis, worker: StartWorker
 ) -> None:
@@ -168,6 +170,7 @@ def test_a_database_without_the_schema_says_what_to_run(config: Config) -> None:
         assert [] == client.keys(f"{config.keys.root}*")
 
 
+@pytest.mark.either_database
 def test_a_run_of_an_agent_that_no_worker_knows_ends_failed(
     asm: AgentSessions, worker: StartWorker, ledger: Ledger
 ) -> None:
@@ -190,6 +193,7 @@ def test_a_run_of_an_agent_that_no_worker_knows_ends_failed(
     wait_until(lambda: asm.limiter.get_status().active_runs == 0, description="no slot is held any more")
 
 
+@pytest.mark.either_database
 def test_a_run_waits_for_a_worker_that_knows_its_agent(asm: AgentSessions, worker: StartWorker) -> None:
     """A worker without the agent gives the run back without using an attempt; its successor runs it."""
     lacking = worker("workers.app", pool="threads")

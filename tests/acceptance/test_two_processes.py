@@ -15,6 +15,7 @@ from tests.waiting import wait_until
 RUNS = 12
 
 
+@pytest.mark.either_database
 def test_two_processes_never_double_the_slots(
     asm: AgentSessions, env: dict[str, str], worker: StartWorker, ledger: Ledger
 ) -> None:
@@ -58,6 +59,7 @@ def test_attaching_keeps_the_stored_settings(asm: AgentSessions, config: Config)
         assert report == other.attach("chat-42").status() == asm.attach("chat-42").status()
 
 
+@pytest.mark.either_database
 def test_both_processes_see_the_same_status_and_count_all_subscribers(
     asm: AgentSessions, env: dict[str, str], worker: StartWorker, gate: Gate
 ) -> None:

@@ -16,6 +16,8 @@ from tests.acceptance.ledger import Ledger
 from tests.history import anomalies
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 # within lease and repair period it is due; three times that is said to be enough on two busy cores
 TIMES = 3
 

@@ -15,6 +15,8 @@ from tests.acceptance.ledger import Ledger
 from tests.stops.racing import Aim
 from tests.stops.stage import ZOO
 
+pytestmark = pytest.mark.either_database
+
 SHOTS = 1000 if FULL else 100
 LANES = 4
 # so short that the answer to a terminate often finds the next run in its place

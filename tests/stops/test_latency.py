@@ -14,6 +14,8 @@ from tests.acceptance.ledger import Ledger
 from tests.stops.stage import ZOO
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.either_database
+
 STOPS = 500 if FULL else 30
 # promised are 500 ms; three times that is said to be enough on two busy cores
 P99_S = 1.5
