@@ -18,8 +18,8 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.either_database
 
-# within lease and repair period it is due; three times that is said to be enough on two busy cores
-TIMES = 3
+# within lease and repair period it is due; six times that is said to be enough on two busy cores
+TIMES = 6
 
 
 def test_the_runs_of_a_killed_worker_end_and_the_next_ones_start(
