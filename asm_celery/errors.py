@@ -34,7 +34,9 @@ AsmError
 │   │   └── StorageBusy             storage_busy
 │   └── MigrationRequired           migration_required
 ├── DependencyNotAvailable          dependency_not_available
+│   ├── EvictionAllowed             eviction_allowed
 │   └── CoordinationUnavailable     coordination_unavailable
+│       └── CoordinationDamaged     coordination_damaged
 ├── LeaseLost                       lease_lost
 └── InternalError                   internal_error
 
@@ -422,6 +424,18 @@ class CoordinationUnavailable(DependencyNotAvailable):
     """Redis cannot be reached; accepted runs start when it is back."""
 
     default_code = "coordination_unavailable"
+
+
+class CoordinationDamaged(CoordinationUnavailable):
+    """What Redis holds at our keys is not ours; workers throw it away and restore it from SQL."""
+
+    default_code = "coordination_damaged"
+
+
+class EvictionAllowed(DependencyNotAvailable):
+    """Redis may evict keys when its memory is full: a worker does not start on it unless told to."""
+
+    default_code = "eviction_allowed"
 
 
 class LeaseLost(AsmError):

@@ -18,6 +18,7 @@ from asm_celery.events.bus import Bus
 from asm_celery.events.hub import Hub
 from asm_celery.events.log import EventLog
 from asm_celery.limiter import ConcurrencyLimiter
+from asm_celery.moves.comparison import Comparison
 from asm_celery.moves.control import Control
 from asm_celery.moves.coordinator import Coordinator
 from asm_celery.moves.holding import Holding
@@ -91,6 +92,11 @@ class Runtime:
     def recovery(self) -> Recovery:
         """This process's part in repair."""
         return Recovery(self.config, self.registry, self.log, self.promoter, self.coordinator, self.stopper)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """What differs between SQL and Redis, and how it is mended."""
+        return Comparison(self.log, self.promoter, Restore(self.config, self.log, self.promoter))
 
     @cached_property
     def control(self) -> Control:

@@ -1,8 +1,9 @@
-"""What a doctor looks at: is all there that an installation needs?  It mends nothing."""
+"""What a doctor looks at: is all there that an installation needs?  It reads only."""
 
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,16 +16,15 @@ from asm_celery import __version__
 from asm_celery.cli.words import ago
 from asm_celery.config import Config, mask
 from asm_celery.errors import AsmError
+from asm_celery.moves.comparison import Comparison
 from asm_celery.moves.holding import hold_in
 from asm_celery.queue.connection import check_version, connect, reaching
 from asm_celery.queue.run_queue import RunQueue
+from asm_celery.runtime import Runtime
 from asm_celery.store.database import Store
 from asm_celery.store.schema import revision_of
 
 _PACKAGES: Final = ("celery", "kombu", "redis", "sqlalchemy", "psycopg")
-_PAGE: Final = 500
-# More are not compared: a doctor must answer soon and be no burden.
-_MOST_COMPARED: Final = 10_000
 _START_WORKER: Final = "start one with `asm worker`"
 
 
@@ -52,12 +52,12 @@ class Check:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def check_all(config: Config) -> Iterator[Check]:
+def check_all(runtime: Runtime) -> Iterator[Check]:
     """Do every check that the ones before it leave possible, in order."""
+    config = runtime.config
     yield _versions()
     yield _settings(config)
-    store = Store(config)
-    queue = RunQueue(connect(config), config.keys, url=config.redis_url)
+    store, queue = runtime.store, runtime.queue
     try:
         database = _looked("database", lambda: _database(config, store), "start it, or set ASM_DATABASE_URL")
         yield database
@@ -74,9 +74,9 @@ def check_all(config: Config) -> Iterator[Check]:
             yield _looked("hold", lambda: _hold(store))
             yield _looked("workers", lambda: _workers(config, store))
         if has_database and redis.level is not Level.FAIL:
-            yield _looked("difference", lambda: _difference(store, queue))
+            yield _looked("difference", lambda: _difference(runtime.comparison))
     finally:
-        store.close()
+        runtime.close()
 
 
 def _looked(name: str, look: Callable[[], Check], remedy: str = "") -> Check:
@@ -158,12 +158,12 @@ def _memory(config: Config) -> Check:
     policy, limit = memory.get("maxmemory_policy"), memory.get("maxmemory")
     facts = {"maxmemory_policy": policy, "maxmemory": limit, "used_memory": memory.get("used_memory")}
     said = f"maxmemory-policy {policy}, {memory.get('used_memory_human')} used"
-    if policy in (None, "noeviction") or not limit:
+    if policy in (None, "noeviction"):
         return Check(name="memory", level=Level.OK, message=said, facts=facts)
     return Check(
         name="memory",
         level=Level.WARN,
-        message=f"{said}: queues may be evicted, and wait until they are restored from SQL",
+        message=f"{said}: leases and waiting runs may be evicted, and come back from SQL",
         remedy="set maxmemory-policy noeviction",
         facts=facts,
     )
@@ -215,31 +215,17 @@ def _workers(config: Config, store: Store) -> Check:
     )
 
 
-def _difference(store: Store, queue: RunQueue) -> Check:
-    known = queue.known()
-    open_ids: set[str] = set()
-    after = ""
-    while len(open_ids) <= _MOST_COMPARED:
-        with store.read() as tx:
-            page = tx.runs.open_page(after=after, limit=_PAGE)
-        open_ids |= {run.run_id for run in page}
-        if len(page) < _PAGE:
-            break
-        after = page[-1].run_id
-    else:
-        return Check(
-            name="difference", level=Level.OK, message=f"not compared: over {_MOST_COMPARED} open runs"
-        )
-    missing, over = len(open_ids - known), len(known - open_ids)
-    facts = {"open_in_sql": len(open_ids), "known_in_redis": len(known), "missing": missing, "over": over}
-    if not missing and not over:
-        said = f"SQL and Redis agree on {len(open_ids)} open runs"
+def _difference(comparison: Comparison) -> Check:
+    found = comparison.confirmed()
+    facts = {"differences": [{"kind": one.kind, "subject": one.subject, "where": one.where} for one in found]}
+    if not found:
+        said = "SQL and Redis agree on every open run, session, slot and setting"
         return Check(name="difference", level=Level.OK, message=said, facts=facts)
-    # runs that began or ended while we looked are among them
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(one.kind for one in found).items()))
     return Check(
         name="difference",
         level=Level.WARN,
-        message=f"{missing} open runs unknown to Redis, {over} known to Redis but over",
-        remedy="look again in some seconds: workers mend it",
+        message=f"SQL and Redis differ: {kinds}",
+        remedy="a running worker mends most of it in seconds; `asm doctor --fix` mends all",
         facts=facts,
     )

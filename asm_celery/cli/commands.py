@@ -231,6 +231,8 @@ def migrate(call: Call) -> Any:
 
 
 @_command
-def doctor(call: Call) -> Any:
-    """Check settings, database, Redis and workers."""
-    return _deed("doctor").run(call)
+@click.option("--fix", is_flag=True, help="Make Redis say what SQL says, wherever it does not.")
+@_yes
+def doctor(call: Call, **options: Any) -> Any:
+    """Check settings, database, Redis and workers, and whether SQL and Redis agree."""
+    return _deed("doctor").run(call, **options)

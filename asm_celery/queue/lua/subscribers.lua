@@ -15,7 +15,7 @@ end
 local counts = redis.call('HGETALL', key)
 for at = 1, #counts, 2 do
   local count, ends = string.match(counts[at + 1], '^(%d+) (%d+)')
-  if tonumber(ends) <= now or count == '0' then
+  if not ends or tonumber(ends) <= now or count == '0' then
     redis.call('HDEL', key, counts[at])
   else
     total = total + tonumber(count)

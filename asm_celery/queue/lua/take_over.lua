@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take a silent lease over: the lease itself goes to the observer, and its slot stays taken until the fate
 -- of the run is written, so that order holds.
 -- Guarantee: compare-and-set on (claim, executor, beat): one observer wins, a living executor's beat stops it.

@@ -26,6 +26,7 @@ end
 local function capacity(queue)
   local cached = redis.call('HGET', CAPACITY, queue) or ''
   local total, spare, first_end = string.match(cached, '^(%d+) (%d+) (%d+)')
-  if total and tonumber(first_end) > now then return tonumber(total), tonumber(spare) end
+  local left = tonumber(first_end or now) - now
+  if left > 0 and left <= 60000 then return tonumber(total), tonumber(spare) end
   return sum_capacity(queue)
 end

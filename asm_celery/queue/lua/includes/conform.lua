@@ -1,5 +1,4 @@
--- include: lease
--- include: place
+-- include: whole
 -- Make Redis say of a session's runs what SQL said of them.  SQL may have moved on since it was read, so
 -- what Redis knows under a higher claim number is newer and stays.
 --   ARGV[first]     session id
@@ -11,15 +10,21 @@ local function conform_run(session, at, records_running)
   local key = run_key(run)
   local known = redis.call('HMGET', key, 'state', 'claims', 'claim')
   local state = known[1]
+  if state and not select(2, seen_of(run)) then
+    purge(run, session)
+    state = nil
+  end
   if not state then
     if status == 'running' and not records_running then return end
     redis.call('HSET', key, 'session', session, 'agent', agent, 'position', position, 'queue', queue,
       'claims', claims, 'state', 'waiting', 'not_before', 0)
-    redis.call('ZADD', open_key(session), position, run)
-    redis.call('SADD', KNOWN, run)
     known = { 'waiting', status == 'running' and claims - 1 or claims, false }
     state = 'waiting'
   end
+  -- also of a run that is known: one of these may be what was lost
+  redis.call('ZADD', open_key(session), position, run)
+  redis.call('SADD', KNOWN, run)
+  hold_again(run, session)
   if status == 'running' then
     local newest = math.max(tonumber(known[2]) or 0, tonumber(known[3]) or 0)
     if newest < claims or (state == 'dispatched' and newest == claims) then

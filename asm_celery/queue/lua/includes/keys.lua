@@ -30,6 +30,7 @@ local DELAYED, QUEUES, CAPACITY = root .. 'delayed', root .. 'queues', root .. '
 local EXECUTORS, RETIRED, RESTORING = root .. 'executors', root .. 'retired', root .. 'restoring'
 local CALLER_RUNS, CALLER_SESSIONS = root .. 'callers:runs', root .. 'callers:sessions'
 local CALLER_OF = root .. 'callers:of'
+local function key_named(name) return root .. name end
 local function run_key(run) return root .. 'run:' .. run end
 local function session_key(session) return root .. 'session:' .. session end
 local function open_key(session) return root .. 'open:' .. session end

@@ -25,9 +25,22 @@ local function drop_lease(run)
   redis.call('HDEL', run_key(run), 'claim', 'executor', 'nonce', 'beat', 'rings')
   redis.call('HSET', run_key(run), 'state', 'waiting')
 end
+-- Take a run out of everything, whatever its hash says.
+local function purge(run, session)
+  local queue = redis.call('HGET', run_key(run), 'queue')
+  redis.call('ZREM', LEASES, run)
+  redis.call('ZREM', DISPATCHED, run)
+  redis.call('SREM', KNOWN, run)
+  redis.call('DEL', run_key(run))
+  if queue then redis.call('SREM', load_key(queue), run) end
+  if not session then return end
+  redis.call('ZREM', open_key(session), run)
+  redis.call('SREM', held_key(session), run)
+  if redis.call('EXISTS', held_key(session)) == 0 then redis.call('SREM', ACTIVE, session) end
+end
 local function forget_run(run)
   local session = redis.call('HGET', run_key(run), 'session')
-  if not session then return nil end
+  if not session then return purge(run) end
   drop_lease(run)
   redis.call('ZREM', open_key(session), run)
   redis.call('DEL', run_key(run))
