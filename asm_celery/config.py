@@ -107,6 +107,8 @@ class Config(BaseSettings):
     """Live events held for one slow subscriber before it falls back to reading SQL."""
 
     # workers and stores
+    allow_eviction: bool = False
+    """Start workers on a Redis that may evict keys: they come back from SQL, but limits may be exceeded meanwhile."""
     default_queue: str = "asm"
     """The Celery queue of agents that name none."""
     sqlite_synchronous: Literal["NORMAL", "FULL"] = "NORMAL"

@@ -12,6 +12,7 @@ from celery import Celery
 
 from asm_celery.config import Config
 from asm_celery.dispatch import TASK
+from asm_celery.queue.connection import KEEPALIVE
 from asm_celery.runtime import Runtime
 from asm_celery.worker.doorbell import heard
 from asm_celery.worker.host import ExecutorHost
@@ -88,10 +89,12 @@ def _settings(config: Config) -> dict[str, Any]:
             # an abandoned doorbell comes back early; it is spare then, and refused
             "visibility_timeout": 600,
             "unacked_restore_throttle": 1,
-            "socket_timeout": 10,
+            # the default of these is to wait for ever
+            "socket_timeout": 5,
             "socket_connect_timeout": config.connect_timeout_s,
             "socket_keepalive": True,
-            "health_check_interval": 25,
+            "socket_keepalive_options": KEEPALIVE,
+            "health_check_interval": 5,
             "client_name": f"asm_celery-{config.namespace}",
             # two namespaces on one server never hear each other's doorbells or stop each other's tasks
             "global_keyprefix": f"{config.keys.root}celery:",

@@ -131,7 +131,7 @@ class Heartbeat:
             run_id, number, kind = str(told["run"]), int(told["claim"]), str(told["kind"])
             version = int(told["version"]) if kind in (PAUSE, RESUME) else None
             stop = StopKind(kind) if version is None else None
-        except (ValueError, TypeError, KeyError) as cause:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as cause:
             log.warning("a control message was not understood: %r (%s)", message[:200], cause)
             return
         if stop is not None:

@@ -18,6 +18,7 @@ from celery.worker import state
 
 from asm_celery.dispatch import TASK, claim_of
 from asm_celery.errors import AsmError
+from asm_celery.queue.connection import refuse_eviction
 from asm_celery.runtime import Runtime
 from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
@@ -80,6 +81,8 @@ class WorkerLife:
 
     def on_made(self, worker: Any) -> None:
         """A worker is being put together: neither its children nor its consumer exist yet."""
+        # closed again before there are children
+        refuse_eviction(self._runtime_of().config)
         self._executes_here = not pool.forks(worker)
         # children inherit both
         self._retirement = pool.Retirement()
