@@ -16,6 +16,10 @@ AsmError
 │   ├── SessionDraining             session_draining
 │   ├── SessionBusy                 session_busy
 │   └── CapabilityNotSupported      capability_not_supported
+├── InvalidCursor                   invalid_cursor
+│   ├── CursorGone                  cursor_gone
+│   ├── CursorAhead                 cursor_ahead
+│   └── CursorMismatch              cursor_mismatch
 ├── LimitExceeded
 │   ├── QueueFull                   max_runs_exceeded      (.limit, .depth)
 │   ├── RunLimitExceeded            max_runs_exceeded      (.limit, .active)
@@ -61,10 +65,14 @@ __all__ = [
     "CancelTimeout",
     "CapabilityNotSupported",
     "CoordinationUnavailable",
+    "CursorAhead",
+    "CursorGone",
+    "CursorMismatch",
     "DependencyNotAvailable",
     "DrainTimeout",
     "IdempotencyConflict",
     "InternalError",
+    "InvalidCursor",
     "InvalidEventType",
     "InvalidInput",
     "InvalidOperation",
@@ -268,6 +276,30 @@ class CapabilityNotSupported(InvalidOperation):
     """The agent does not declare this capability."""
 
     default_code = "capability_not_supported"
+
+
+class InvalidCursor(AsmError):
+    """The log does not go on where this cursor stands; `details` say from where it can be followed."""
+
+    default_code = "invalid_cursor"
+
+
+class CursorGone(InvalidCursor):
+    """What follows the cursor was removed by retention: follow from ``details["first_sequence"]``."""
+
+    default_code = "cursor_gone"
+
+
+class CursorAhead(InvalidCursor):
+    """The log ends before the cursor: the database was restored to an older copy."""
+
+    default_code = "cursor_ahead"
+
+
+class CursorMismatch(InvalidCursor):
+    """The log has another event at the cursor's place: it is of another history, or another session."""
+
+    default_code = "cursor_mismatch"
 
 
 class LimitExceeded(AsmError):

@@ -27,6 +27,7 @@ from asm_celery.moves.pausing import Pauser
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.recovery import Recovery
 from asm_celery.moves.restore import Restore
+from asm_celery.moves.retention import Retention
 from asm_celery.moves.stopping import Stopper
 from asm_celery.moves.submission import Submission
 from asm_celery.queue.connection import connect
@@ -107,6 +108,11 @@ class Runtime:
     def holding(self) -> Holding:
         """The moves of the hold."""
         return Holding(self.log, self.promoter)
+
+    @cached_property
+    def retention(self) -> Retention:
+        """The move that forgets old events."""
+        return Retention(self.log)
 
     @cached_property
     def pauser(self) -> Pauser:

@@ -11,6 +11,7 @@ from typing import Any
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
 from asm_celery.checks import check_count, check_run_id, check_seconds
 from asm_celery.errors import DrainTimeout, RunNotFound, ValidationError
+from asm_celery.events.cursor import Place, begin_at, pruned
 from asm_celery.events.subscription import Subscription
 from asm_celery.model import Event, Run, RunResult, Session, SessionStatusReport, StopReceipt
 from asm_celery.moves.admission import SubmitOptions
@@ -123,30 +124,37 @@ class SessionServer:
 
     def subscribe(
         self,
-        from_sequence: int = 0,
+        from_sequence: int | str = 0,
         run_id: str | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002
     ) -> Subscription:
-        """Follow the session's events from a sequence on (inclusive; 0 and 1: from the beginning).
+        """Follow the session's events.
 
         With `run_id` it ends after that run's terminal event, else after the session's closing event.
+        Where retention has removed events that would come, one ``session_pruned`` stands for them.
+
+        Args:
+            from_sequence: the first sequence wanted (0 and 1: from the beginning; beyond the end: only what
+                is written there later), or a cursor of an event that was seen: what follows that event.
 
         Raises:
             ValidationError, InvalidEventType: a bound or a type breaks a rule.
             RunNotFound: this session has no such run.
+            CursorGone, CursorAhead, CursorMismatch: the log does not go on at this cursor.
         """
-        check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
+        first, seen = begin_at(from_sequence, what="from_sequence")
         types = check_types(type)
-        end = self.closing_sequence() if run_id is None else self.get_run(run_id).last_sequence
+        end = self.check_place(seen, run_id)
         runtime = self.runtime
         return Subscription(
             runtime.hub,
             runtime.log,
             runtime.config,
             self.session_id,
-            from_sequence=from_sequence,
+            from_sequence=first + 1 if seen else first,
             run_id=run_id,
             types=types,
+            seen=seen,
             run_end=end,
         )
 
@@ -179,9 +187,16 @@ class SessionServer:
                     raise drain_timeout(report, timeout or 0.0, why)
                 endings.get(LOOK_AGAIN_S if left is None else min(left, LOOK_AGAIN_S))
 
-    def closing_sequence(self) -> int:
-        """Return the sequence of the session's closing event, 0 while it is not completed."""
+    def check_place(self, seen: Place | None, run_id: str | None) -> int:
+        """Check that the log goes on behind an event; return the sequence that ends what is followed, or 0."""
+        self.runtime.log.check(self.session_id, seen)
+        run = None if run_id is None else self.get_run(run_id)
+        if run is not None and (run.last_sequence or not run.is_terminal):
+            return run.last_sequence
         with self.runtime.store.read() as tx:
+            if run is not None:
+                # its events were removed: nothing of it comes behind them
+                return tx.sessions.first_sequence(self.session_id) - 1
             counter = tx.sessions.counter(self.session_id)
         is_closed = counter is not None and counter.state is SessionStatus.COMPLETED
         return counter.last_sequence if counter is not None and is_closed else 0
@@ -225,7 +240,7 @@ class SessionServer:
 
     def get_events(
         self,
-        after: int = 0,
+        after: int | str = 0,
         limit: int = 100,
         run_id: str | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002
@@ -236,12 +251,15 @@ class SessionServer:
     ) -> list[Event]:
         """Return events of sequence above `after` (and below `before`), in order.
 
+        Where retention has removed some of them, the first is one ``session_pruned`` that stands for them.
+
         Args:
+            after: a sequence, or the cursor of an event.
             limit: 1-1000.
             since: only events of this time or later (aware datetime).
             wait_timeout: seconds to wait for the first one when there is none yet.
         """
-        check_count(after, what="after", minimum=0, maximum=1 << 62)
+        place, seen = begin_at(after, what="after")
         check_count(limit, what="limit", minimum=1, maximum=MAX_PAGE)
         if before is not None:
             check_count(before, what="before", minimum=0, maximum=1 << 62)
@@ -251,20 +269,26 @@ class SessionServer:
 
         def page() -> list[Event]:
             with store.read() as tx:
-                return tx.events.page(
+                found = tx.events.page(
                     self.session_id,
-                    after=after,
+                    after=place,
                     before=before,
                     since=since,
                     limit=limit,
                     run_id=run_id,
                     types=types,
                 )
+                # behind the page: what was removed before it was read is known by now
+                first = tx.sessions.first_sequence(self.session_id)
+                if place >= first - 1 or (run_id is not None and tx.events.is_whole(run_id)):
+                    return found
+            return [pruned(self.session_id, first), *(one for one in found if one.sequence >= first)][:limit]
 
+        self.runtime.log.check(self.session_id, seen)
         found = page()
         if found or not wait_timeout:
             return found
-        with self.subscribe(from_sequence=after + 1, run_id=run_id, type=type) as news:
+        with self.subscribe(from_sequence=after if seen else place + 1, run_id=run_id, type=type) as news:
             news.get(wait_timeout)
         return page()
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Collection
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -221,6 +222,22 @@ class AgentSessions:
     def delete_session(self, session_id: str) -> None:
         """Remove a completed or drained session with its runs and events; see `Control.delete_session`."""
         self._runtime().control.delete_session(check_session_id(session_id))
+
+    def prune(self, *, before: datetime | None = None, keep: int = 0, session_id: str | None = None) -> int:
+        """Remove the oldest events of every session, or of one; return how many.
+
+        Runs and their results stay, and so does all of a log from its first open run on.  Who follows a log
+        from a removed place gets one ``session_pruned`` event; a cursor there is refused with CursorGone.
+
+        Args:
+            before: only events older than this (aware datetime).
+            keep: leave at least so many events of each session.
+
+        Raises:
+            ValidationError: neither was given.
+            SessionNotFound: there is no such session.
+        """
+        return self._runtime().retention.prune(before=before, keep=keep, session_id=session_id)
 
     @property
     def limiter(self) -> ConcurrencyLimiter:

@@ -95,6 +95,7 @@ class EventType(StrEnum):
     SESSION_COMPLETED = "session_completed"
     SESSION_FAILED = "session_failed"
     SESSION_CANCELLED = "session_cancelled"
+    SESSION_PRUNED = "session_pruned"
     RUN_QUEUED = "run_queued"
     RUN_STARTED = "run_started"
     RUN_REQUEUED = "run_requeued"

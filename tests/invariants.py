@@ -28,7 +28,9 @@ class Snapshot:
             self.sessions: list[tuple[str, int]] = rows(
                 "SELECT session_id, max_concurrent_runs FROM sessions"
             )
-            self.counters = rows("SELECT session_id, last_sequence, last_position FROM session_counters")
+            self.counters = rows(
+                "SELECT session_id, last_sequence, last_position, first_sequence FROM session_counters"
+            )
             self.runs = rows(
                 "SELECT run_id, session_id, position, status FROM runs ORDER BY session_id, position"
             )
@@ -53,18 +55,18 @@ def check(config: Config) -> None:
 
 
 def sequences_have_holes(snapshot: Snapshot) -> Iterator[str]:
-    """A session's events are numbered 1, 2, 3 ... up to its counter, and its positions stay below theirs."""
+    """A session's events are numbered without a hole from where its log begins up to its counter."""
     sequences = defaultdict(list)
     for session_id, sequence, _, _ in snapshot.events:
         sequences[session_id].append(sequence)
     positions = defaultdict(list)
     for _, session_id, position, _ in snapshot.runs:
         positions[session_id].append(position)
-    known = {session_id for session_id, _, _ in snapshot.counters}
+    known = {session_id for session_id, *_ in snapshot.counters}
     for session_id in sorted({session_id for session_id, _ in snapshot.sessions} ^ known):
         yield f"{session_id}: a session has a counter row and the other way round"
-    for session_id, last_sequence, last_position in snapshot.counters:
-        if sequences[session_id] != list(range(1, last_sequence + 1)):
+    for session_id, last_sequence, last_position, first_sequence in snapshot.counters:
+        if sequences[session_id] != list(range(first_sequence, last_sequence + 1)):
             yield f"{session_id}: counted {last_sequence} events, stored {sequences[session_id]}"
         if max(positions[session_id], default=0) > last_position:
             yield f"{session_id}: counted {last_position} positions, stored {positions[session_id]}"
@@ -75,7 +77,10 @@ def endings_disagree(snapshot: Snapshot) -> Iterator[str]:
     written = defaultdict(list)
     for _, _, run_id, kind in snapshot.events:
         written[run_id].append(kind)
-    for run_id, _, _, status in snapshot.runs:
+    pruned = {session_id for session_id, _, _, first_sequence in snapshot.counters if first_sequence > 1}
+    for run_id, session_id, _, status in snapshot.runs:
+        if session_id in pruned and not written[run_id]:
+            continue
         endings = [kind for kind in written[run_id] if kind in TERMINAL_EVENTS]
         expected = [str(TERMINAL_EVENT[status])] if status in TERMINAL else []
         if endings != expected:
@@ -91,7 +96,10 @@ def starts_out_of_order(snapshot: Snapshot) -> Iterator[str]:
     for run_id, session_id, _, _ in snapshot.runs:
         line[session_id].append(run_id)
     ended: set[str] = set()
+    pruned = {session_id for session_id, _, _, first_sequence in snapshot.counters if first_sequence > 1}
     for session_id, sequence, run_id, kind in snapshot.events:
+        if session_id in pruned:
+            continue
         if kind in TERMINAL_EVENTS:
             ended.add(run_id)
         elif kind == "run_started" and run_id in line[session_id]:

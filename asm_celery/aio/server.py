@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
-from asm_celery.checks import check_count, check_run_id, check_seconds
+from asm_celery.checks import check_run_id, check_seconds
+from asm_celery.events.cursor import Place, begin_at
 from asm_celery.events.subscription_async import AsyncSubscription
 from asm_celery.model import Event, Run, RunResult, SessionStatusReport, StopReceipt
 from asm_celery.server import LOOK_AGAIN_S, SessionServer, check_types, drain_timeout
@@ -67,21 +68,25 @@ class AsyncSessionServer:
 
     def subscribe(
         self,
-        from_sequence: int = 0,
+        from_sequence: int | str = 0,
         run_id: str | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002
     ) -> AsyncSubscription:
         """See `SessionServer.subscribe`; not awaited: ``async with server.subscribe(...) as events``.
 
-        A run that this session does not have raises RunNotFound when listening begins.
+        A run that this session does not have raises RunNotFound when listening begins, and so does a cursor
+        that does not fit what it is refused with.
         """
-        check_count(from_sequence, what="from_sequence", minimum=0, maximum=1 << 62)
+        first, seen = begin_at(from_sequence, what="from_sequence")
         types = check_types(type)
-        if run_id is None:
-            return self._subscription(from_sequence, None, types, self._server.closing_sequence)
-        check_run_id(run_id)
+        if run_id is not None:
+            check_run_id(run_id)
         return self._subscription(
-            from_sequence, run_id, types, lambda: self._server.get_run(run_id).last_sequence
+            first + 1 if seen else first,
+            run_id,
+            types,
+            lambda: self._server.check_place(seen, run_id),
+            seen=seen,
         )
 
     async def unsubscribe(self, subscription: AsyncSubscription) -> None:
@@ -117,7 +122,7 @@ class AsyncSessionServer:
 
     async def get_events(
         self,
-        after: int = 0,
+        after: int | str = 0,
         limit: int = 100,
         run_id: str | None = None,
         type: str | Collection[str] | None = None,  # noqa: A002
@@ -137,7 +142,7 @@ class AsyncSessionServer:
         found = await page()
         if found or not wait_timeout:
             return found
-        async with self.subscribe(after + 1, run_id, type) as news:
+        async with self.subscribe(after + 1 if isinstance(after, int) else after, run_id, type) as news:
             await news.get(wait_timeout)
         return await page()
 
@@ -163,6 +168,8 @@ class AsyncSessionServer:
         run_id: str | None,
         types: frozenset[str] | None,
         run_end: int | Callable[[], int],
+        *,
+        seen: Place | None = None,
     ) -> AsyncSubscription:
         runtime = self._server.runtime
         return AsyncSubscription(
@@ -173,6 +180,7 @@ class AsyncSessionServer:
             from_sequence=from_sequence,
             run_id=run_id,
             types=types,
+            seen=seen,
             run_end=run_end,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -85,6 +86,12 @@ class AsyncAgentSessions:
     async def delete_session(self, session_id: str) -> None:
         """See `AgentSessions.delete_session`."""
         await asyncio.to_thread(self._sessions.delete_session, session_id)
+
+    async def prune(
+        self, *, before: datetime | None = None, keep: int = 0, session_id: str | None = None
+    ) -> int:
+        """See `AgentSessions.prune`."""
+        return await asyncio.to_thread(self._sessions.prune, before=before, keep=keep, session_id=session_id)
 
     async def close(self) -> None:
         """See `AgentSessions.close`."""

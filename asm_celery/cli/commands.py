@@ -115,6 +115,7 @@ def submit(call: Call, **options: Any) -> Any:
 @_command
 @click.argument("session_id", metavar="SESSION")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin behind this sequence.")
+@click.option("--cursor", metavar="CURSOR", help="Begin behind this very event; refused if it is gone.")
 @click.option("--run", "run_id", metavar="RUN", help="Only this run's events; ends with it.")
 @click.option(
     "--type", "types", multiple=True, metavar="TYPE", help="Only events of this type; may be repeated."
@@ -211,6 +212,25 @@ def complete(call: Call, **options: Any) -> Any:
 def delete(call: Call, **options: Any) -> Any:
     """Remove a completed or drained session with its runs and events."""
     return _deed("session").delete(call, **options)
+
+
+@_command
+@_one_or_all("[SESSION]")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(0, 36_500),
+    metavar="DAYS",
+    help="Only events older than this.",
+)
+@click.option("--keep", type=click.IntRange(min=0), default=0, help="Leave so many events of each session.")
+@_yes
+def prune(call: Call, **options: Any) -> Any:
+    """Remove the oldest events of a session, or of all with --all.
+
+    Runs and their results stay.  Who follows from a removed place is told.
+    """
+    return _deed("session").prune(call, **options)
 
 
 @_command

@@ -52,6 +52,7 @@ _ERRORS: Final[Mapping[type[errors.AsmError], Exit]] = {
     errors.ValidationError: Exit.USAGE,
     errors.AlreadyExists: Exit.REFUSED,
     errors.InvalidOperation: Exit.REFUSED,
+    errors.InvalidCursor: Exit.REFUSED,
     errors.LimitExceeded: Exit.REFUSED,
     errors.StorageError: Exit.UNAVAILABLE,
     errors.DependencyNotAvailable: Exit.UNAVAILABLE,

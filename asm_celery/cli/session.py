@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -87,6 +88,23 @@ def delete(call: Call, *, session_id: str, yes: bool) -> Exit:
         asm.delete_session(session_id)
     call.answer("deleted", {"session_id": session_id})
     call.text(f"{session_id} deleted")
+    return Exit.COMPLETED
+
+
+def prune(call: Call, *, session_id: str | None, days: float | None, keep: int, yes: bool) -> Exit:
+    """Remove old events, once that was agreed to; raises ValidationError where no bound was given."""
+    with sessions_of(call) as asm:
+        whose = f"session {session_id}" if session_id else "every session"
+        bounds = [f"older than {days:g} days"] if days is not None else []
+        bounds += [f"beyond the last {keep}"] if keep else []
+        if bounds and not call.agrees(
+            f"prune removes the events of {whose} that are {' and '.join(bounds)}", yes
+        ):
+            return Exit.REFUSED
+        before = None if days is None else datetime.now(UTC) - timedelta(days=days)
+        removed = asm.prune(before=before, keep=keep, session_id=session_id)
+    call.answer("pruned", {"session_id": session_id, "events": removed})
+    call.text(f"{removed} events removed")
     return Exit.COMPLETED
 
 

@@ -17,29 +17,42 @@ _PAGE = 500
 
 
 def run(
-    call: Call, *, session_id: str, after: int, run_id: str | None, types: tuple[str, ...], follow: bool
+    call: Call,
+    *,
+    session_id: str,
+    after: int,
+    cursor: str | None,
+    run_id: str | None,
+    types: tuple[str, ...],
+    follow: bool,
 ) -> Exit:
-    """Print events behind sequence `after`; with `follow` go on until the run or the session has ended.
+    """Print events behind a sequence or cursor; with `follow` go on until the run or the session has ended.
 
     Raises:
-        SessionNotFound, RunNotFound, InvalidEventType: what was asked for cannot be.
+        SessionNotFound, RunNotFound, InvalidEventType, InvalidCursor: what was asked for cannot be.
     """
+    place = after if cursor is None else cursor
     for one in types:
         _doubt(call, check_event_type(one))
     with sessions_of(call) as asm:
         server = asm.attach(session_id)
-        for event in _live(server, after, run_id, types) if follow else _stored(server, after, run_id, types):
-            call.answer("event", event.to_map())
+        for event in _live(server, place, run_id, types) if follow else _stored(server, place, run_id, types):
+            call.answer("event", {**event.to_map(), "cursor": event.cursor})
             call.text(event_line(event))
     return Exit.COMPLETED
 
 
-def _live(server: SessionServer, after: int, run_id: str | None, types: tuple[str, ...]) -> Iterator[Event]:
-    with server.subscribe(from_sequence=after + 1, run_id=run_id, type=types or None) as events:
+def _live(
+    server: SessionServer, after: int | str, run_id: str | None, types: tuple[str, ...]
+) -> Iterator[Event]:
+    begin = after + 1 if isinstance(after, int) else after
+    with server.subscribe(from_sequence=begin, run_id=run_id, type=types or None) as events:
         yield from events
 
 
-def _stored(server: SessionServer, after: int, run_id: str | None, types: tuple[str, ...]) -> Iterator[Event]:
+def _stored(
+    server: SessionServer, after: int | str, run_id: str | None, types: tuple[str, ...]
+) -> Iterator[Event]:
     if run_id is not None:
         server.get_run(run_id)
     while True:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from asm_celery.config import Config
-from asm_celery.events.cursor import Cursor, Notice, Page
+from asm_celery.errors import InvalidCursor
+from asm_celery.events.cursor import Cursor, Notice, Page, Place, refusal
 from asm_celery.model import Event
 from asm_celery.states import TERMINAL_EVENTS, EventType
 
@@ -40,6 +41,13 @@ class Read:
     types: frozenset[str] | None
     limit: int
     signal: int
+    seen: Place | None = None
+    known: int = 0
+
+    @property
+    def at(self) -> int:
+        """The sequence at which an event was seen, 0 if none was: the page tells which one stands there."""
+        return 0 if self.seen is None else self.seen.sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +62,14 @@ class End:
     """Nothing follows."""
 
 
-Step = Deliver | Read | Wait | End
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The log is not the one that was followed: tell the subscriber so, again and again."""
+
+    error: InvalidCursor
+
+
+Step = Deliver | Read | Wait | End | Refuse
 
 
 def trust_s(silence_s: float, *, poll_s: float) -> float:
@@ -72,6 +87,7 @@ class Feed:
 
     Args:
         from_sequence: the first sequence wanted; 0 and 1 both mean from the beginning.
+        seen: an event that must stand before the first: else the feed refuses.
         run_id: only this run's events, ending after its terminal event.
         types: only events of these types; the ending event ends the feed also when it is not among them.
         wake: called without the lock held, from any thread, when the next step may have changed.
@@ -92,6 +108,7 @@ class Feed:
         from_sequence: int = 0,
         run_id: str | None = None,
         types: frozenset[str] | None = None,
+        seen: Place | None = None,
     ) -> None:
         self.session_id = session_id
         self._run_id = run_id
@@ -102,7 +119,10 @@ class Feed:
         self._outage_s = 2 * config.connect_timeout_s
         self._wake = wake
         self._lock = threading.Lock()
-        self._cursor = Cursor(from_sequence)
+        self._cursor = Cursor(from_sequence, seen)
+        self._delivered = None if seen is None else str(seen)
+        self._end = 0
+        self._refused: InvalidCursor | None = None
         self._ready: deque[Event] = deque()
         # each reason to read SQL raises `signals`; a read heeds those raised before it began
         self._signals = 1
@@ -112,6 +132,11 @@ class Feed:
         self._failing_since: float | None = None
         self._ended = False
         self._closed = False
+
+    @property
+    def cursor(self) -> str | None:
+        """That of the last event delivered, or where it began; None before the first event."""
+        return self._delivered
 
     @property
     def ended(self) -> bool:
@@ -129,13 +154,18 @@ class Feed:
         A feed that begins after it ends at once; any other meets the event by itself.
         """
         with self._lock:
-            self._ended = self._ended or 0 < sequence <= self._cursor.position
+            self._end = sequence or self._end
+            self._look_for_the_end()
 
     def next_step(self, now: float) -> Step:
         """Return what to do next; a Deliver has left the buffer."""
         with self._lock:
+            if self._refused is not None and not self._closed:
+                return Refuse(error=self._refused)
             if self._ready:
-                return Deliver(event=self._ready.popleft())
+                event = self._ready.popleft()
+                self._delivered = event.cursor
+                return Deliver(event=event)
             if self._closed or self._ended:
                 return End()
             due = self._retry_at
@@ -150,12 +180,14 @@ class Feed:
                 types=None if self._types is None else self._types | self._ending,
                 limit=PAGE,
                 signal=self._signals,
+                seen=self._cursor.seen,
+                known=self._cursor.known,
             )
 
     def offer(self, notice: Notice, now: float) -> None:
         """Take a live notice: its events if they fit and follow, else the news that SQL has more."""
         with self._lock:
-            if self._closed or self._ended:
+            if self._closed or self._ended or self._refused:
                 return
             room = len(self._ready) + len(notice.events) <= self._limit
             fresh, gap = self._cursor.offer(notice if room else replace(notice, events=()))
@@ -169,8 +201,12 @@ class Feed:
     def loaded(self, read: Read, page: Page, now: float) -> None:
         """Take the page that a Read asked for."""
         with self._lock:
+            self._refused = self._refused or refusal(self.session_id, read.seen, read.known, page)
+            if self._refused is not None:
+                self._ready.clear()
+                return
             before = self._cursor.position
-            fresh = self._cursor.loaded(page)
+            fresh = self._cursor.loaded(page, self.session_id)
             if page.full:
                 self._signals += 1
             else:
@@ -183,6 +219,7 @@ class Feed:
                 self._keep(fresh, page.events)
             # every session has a first event: none means that it was deleted
             self._ended = self._ended or page.head == 0
+            self._look_for_the_end()
 
     def failed(self, now: float) -> bool:
         """Note that the database could not be reached for a Read; it will be asked for again.
@@ -232,7 +269,13 @@ class Feed:
         )
         return bool(wanted) or self._ended
 
+    def _look_for_the_end(self) -> None:
+        # the ending event itself may have been removed, or stand before the place where this began
+        self._ended = self._ended or 0 < self._end <= self._cursor.position
+
     def _wants(self, event: Event) -> bool:
+        if event.type == EventType.SESSION_PRUNED:
+            return True
         return (self._run_id is None or event.run_id == self._run_id) and (
             self._types is None or event.type in self._types
         )

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from asm_celery.errors import StorageConnectionFailed
 from asm_celery.events.bus import Bus
-from asm_celery.events.cursor import Page
-from asm_celery.model import Event, Run, with_sequences
+from asm_celery.events.cursor import Page, Place, refusal, removed
+from asm_celery.model import Event, Run, mark_of, with_sequences
 from asm_celery.states import SessionStatus
 from asm_celery.store.database import Store, Transaction
 from asm_celery.store.faults import CommitUnknown, Conflict
@@ -129,19 +129,44 @@ class EventLog:
         limit: int,
         run_id: str | None = None,
         types: frozenset[str] | None = None,
+        at: int = 0,
     ) -> Page:
-        """Return at most `limit` events after a sequence, in order, and the head read before them.
+        """Return at most `limit` events after a sequence, in order, and how far the log goes.
 
-        Two statements, each with its own snapshot: the page may hold events above its head, but below
-        the last of them nothing is missing, because commit order is number order.
+        One statement.  Below the last of the events nothing is missing, because commit order is number
+        order.
+
+        Args:
+            at: also tell which event stands at this sequence.
 
         Raises:
             StorageError: the database refused or cannot be reached.
         """
         with self.store.read() as transaction:
-            head = transaction.sessions.last_sequence(session_id)
-            events = transaction.events.page(session_id, after=after, limit=limit, run_id=run_id, types=types)
-        return Page(events=tuple(events), head=head, full=len(events) >= limit)
+            look = transaction.events.look(
+                session_id, after=after, limit=limit, run_id=run_id, types=types, at=at
+            )
+        return Page(
+            events=look.events,
+            head=look.head,
+            full=len(look.events) >= limit,
+            first=look.first,
+            mark=None if look.id_at is None else mark_of(look.id_at),
+            is_whole=look.is_whole,
+        )
+
+    def check(self, session_id: str, seen: Place | None) -> None:
+        """Make sure that the log goes on behind an event that was seen; one statement, none for None.
+
+        Raises:
+            CursorGone, CursorAhead, CursorMismatch: it does not.
+        """
+        if seen is None:
+            return
+        page = self.page(session_id, after=seen.sequence, limit=1, at=seen.sequence)
+        refused = refusal(session_id, seen, seen.sequence, page) or removed(session_id, seen, page)
+        if refused is not None:
+            raise refused
 
     def ended_runs(self, run_ids: list[str]) -> list[Run]:
         """Return those of the runs that are terminal, in any order. One statement.

@@ -12,7 +12,8 @@ from typing import Self
 
 from asm_celery.config import Config
 from asm_celery.errors import StorageConnectionFailed
-from asm_celery.events.feed import Deliver, End, Feed, Read
+from asm_celery.events.cursor import Place
+from asm_celery.events.feed import Deliver, End, Feed, Read, Refuse
 from asm_celery.events.hub import Hub
 from asm_celery.events.log import EventLog
 from asm_celery.model import Event, new_id
@@ -28,6 +29,7 @@ class Subscription:
         run_id: only this run's events; ends after its terminal event.  Without it, it ends after the
             session's closing event.
         types: only events of these types; None for all.
+        seen: an event that must stand right before `from_sequence`, as the caller has checked.
         run_end: the sequence of that last event if it is stored already, else 0.
 
     Guarantee: each matching event is delivered once, in order.  A slow reader costs others nothing: what
@@ -44,6 +46,7 @@ class Subscription:
         from_sequence: int = 0,
         run_id: str | None = None,
         types: frozenset[str] | None = None,
+        seen: Place | None = None,
         run_end: int = 0,
     ) -> None:
         self.id = new_id("sub")
@@ -60,6 +63,7 @@ class Subscription:
             from_sequence=from_sequence,
             run_id=run_id,
             types=types,
+            seen=seen,
         )
         self._feed.end_at(run_end)
         hub.attach(self._feed)
@@ -68,6 +72,11 @@ class Subscription:
     def closed(self) -> bool:
         """True when no event will be delivered any more: it was closed, or has ended."""
         return self._feed.closed
+
+    @property
+    def cursor(self) -> str | None:
+        """Where to resume: pass it to `subscribe` as `from_sequence`.  None before the first event."""
+        return self._feed.cursor
 
     @property
     def ended(self) -> bool:
@@ -87,6 +96,8 @@ class Subscription:
             StorageConnectionFailed: the database could not be reached for twice `config.connect_timeout_s`;
                 call again and nothing is lost.
             StorageError: the database refused.
+            CursorAhead, CursorMismatch: the log is not the one that was followed any more: its database
+                was restored.  Every further call says so.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -101,6 +112,8 @@ class Subscription:
                     return None
                 case Read() as read:
                     self._read(read)
+                case Refuse(error=error):
+                    raise error
                 case wait:
                     left = wait.seconds if deadline is None else min(wait.seconds, deadline - now)
                     if left <= 0:
@@ -132,7 +145,12 @@ class Subscription:
     def _read(self, read: Read) -> None:
         try:
             page = self._log.page(
-                self.session_id, after=read.after, limit=read.limit, run_id=read.run_id, types=read.types
+                self.session_id,
+                after=read.after,
+                limit=read.limit,
+                run_id=read.run_id,
+                types=read.types,
+                at=read.at,
             )
         except StorageConnectionFailed:
             if self._feed.failed(time.monotonic()):

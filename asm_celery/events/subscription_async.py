@@ -14,7 +14,8 @@ from typing import Self
 
 from asm_celery.config import Config
 from asm_celery.errors import StorageConnectionFailed
-from asm_celery.events.feed import Deliver, End, Feed, Read
+from asm_celery.events.cursor import Place
+from asm_celery.events.feed import Deliver, End, Feed, Read, Refuse
 from asm_celery.events.hub import Hub
 from asm_celery.events.log import EventLog
 from asm_celery.model import Event, new_id
@@ -41,6 +42,7 @@ class AsyncSubscription:
         from_sequence: int = 0,
         run_id: str | None = None,
         types: frozenset[str] | None = None,
+        seen: Place | None = None,
         run_end: int | Callable[[], int] = 0,
     ) -> None:
         self.id = new_id("sub")
@@ -58,12 +60,18 @@ class AsyncSubscription:
             from_sequence=from_sequence,
             run_id=run_id,
             types=types,
+            seen=seen,
         )
 
     @property
     def closed(self) -> bool:
         """True when no event will be delivered any more: it was closed, or has ended."""
         return self._feed.closed
+
+    @property
+    def cursor(self) -> str | None:
+        """Where to resume: pass it to `subscribe` as `from_sequence`.  None before the first event."""
+        return self._feed.cursor
 
     @property
     def ended(self) -> bool:
@@ -86,6 +94,8 @@ class AsyncSubscription:
                     return None
                 case Read() as read:
                     await self._read(read)
+                case Refuse(error=error):
+                    raise error
                 case wait:
                     left = wait.seconds if deadline is None else min(wait.seconds, deadline - now)
                     if left <= 0:
@@ -133,6 +143,7 @@ class AsyncSubscription:
                 limit=read.limit,
                 run_id=read.run_id,
                 types=read.types,
+                at=read.at,
             )
         except StorageConnectionFailed:
             if self._feed.failed(time.monotonic()):

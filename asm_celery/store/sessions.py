@@ -123,6 +123,32 @@ class Sessions:
         ).scalar()
         return int(counted or 0)
 
+    def first_sequence(self, session_id: str) -> int:
+        """Return the sequence the log begins with, 1 unless retention removed some; 1 without a session."""
+        stored = self._connection.execute(
+            select(session_counters.c.first_sequence).where(session_counters.c.session_id == session_id)
+        ).scalar()
+        return int(stored or 1)
+
+    def begin_with(self, session_id: str, sequence: int) -> None:
+        """Write down where the log begins, behind what retention removes in the same transaction."""
+        self._connection.execute(
+            update(session_counters)
+            .where(session_counters.c.session_id == session_id)
+            .values(first_sequence=sequence)
+        )
+
+    def with_more_than(self, keep: int, *, after: str, limit: int) -> list[str]:
+        """Return the ids, in order and above `after`, of sessions whose logs have more than `keep` events."""
+        counters = session_counters.c
+        query = (
+            select(counters.session_id)
+            .where(counters.last_sequence - counters.first_sequence + 1 > keep, counters.session_id > after)
+            .order_by(counters.session_id)
+            .limit(limit)
+        )
+        return list(self._connection.execute(query).scalars())
+
     def draw(
         self,
         session_id: str,

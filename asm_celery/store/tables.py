@@ -122,6 +122,8 @@ session_counters = Table(
     Column("session_id", Text, ForeignKey("sessions.session_id"), primary_key=True),
     Column("last_sequence", BigInteger, nullable=False, server_default="0"),
     Column("last_position", BigInteger, nullable=False, server_default="0"),
+    # what retention has left of the log begins here; only prefixes are removed
+    Column("first_sequence", BigInteger, nullable=False, server_default="1"),
     Column("state", Text, nullable=False, server_default=SessionStatus.ACTIVE.value),
     Column("state_version", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(_words("state", SessionStatus), name="session_counters_state"),

@@ -12,7 +12,7 @@ from asm_celery.model import Event
 def events(first: int, last: int) -> tuple[Event, ...]:
     """Events numbered first to last."""
     return tuple(
-        Event(type="message_streamed", session_id="s", sequence=sequence)
+        Event(type="message_streamed", session_id="s", sequence=sequence, event_id=f"evt_{sequence}")
         for sequence in range(first, last + 1)
     )
 

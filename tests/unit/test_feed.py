@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from asm_celery.config import Config
 from asm_celery.events.cursor import Notice, Page
 from asm_celery.events.feed import Deliver, End, Feed, Read, Wait, trust_s
-from asm_celery.model import Event
+from asm_celery.model import Event, mark_of
 
 CONFIG = Config(subscriber_buffer=10, poll_s=1.0, connect_timeout_s=2.0)
 RUN = "run_a"
@@ -32,6 +32,7 @@ class World:
     types: frozenset[str] | None = None
     now: float = 100.0
     head: int = 1
+    first: int = 1
     wakes: int = 0
     wire: list[Notice] = field(default_factory=list)
     flying: list[tuple[Read, Page]] = field(default_factory=list)
@@ -78,7 +79,16 @@ class World:
             if (read.run_id is None or event.run_id == read.run_id)
             and (read.types is None or event.type in read.types)
         ]
-        return Page(events=tuple(found[:limit]), head=self.head, full=len(found) >= limit)
+        found = [one for one in found if one.sequence >= self.first]
+        there = read.seen is not None and self.first <= read.seen.sequence <= self.head
+        at = self.log[read.seen.sequence - 1] if there and read.seen else None
+        return Page(
+            events=tuple(found[:limit]),
+            head=self.head,
+            full=len(found) >= limit,
+            first=self.first,
+            mark=mark_of(at.event_id) if at else None,
+        )
 
     def step(self, _: int = 0) -> bool:
         """Do one step; return False when there is nothing to do."""

@@ -54,6 +54,7 @@ VERBS: dict[Any, set[str]] = {
         "list_sessions",
         "get_run",
         "delete_session",
+        "prune",
         "limiter",
         "celery_app",
         "close",
@@ -71,7 +72,7 @@ VERBS: dict[Any, set[str]] = {
         "status",
         "drain",
         "begin_drain",
-        "closing_sequence",
+        "check_place",
         "get_run",
         "list_runs",
         "get_events",
@@ -105,7 +106,7 @@ VERBS: dict[Any, set[str]] = {
         "get_operation_status",
         "get_operation_history",
     },
-    Subscription: {"get", "close", "closed", "ended"},
+    Subscription: {"get", "close", "closed", "cursor", "ended"},
 }
 
 SIGNATURES = {
@@ -166,7 +167,7 @@ def test_the_async_face_has_the_same_verbs() -> None:
         SessionServer: aio.AsyncSessionServer,
     }
     for sync, other in pairs.items():
-        missing = VERBS[sync] - set(dir(other)) - {"begin_drain", "closing_sequence", "runtime", "limiter"}
+        missing = VERBS[sync] - set(dir(other)) - {"begin_drain", "check_place", "runtime", "limiter"}
         assert set() == missing
 
 

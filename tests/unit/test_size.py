@@ -11,6 +11,7 @@ LIMIT = 300
 LONGER = {
     "asm_celery/errors.py": "one tree; each class is a few lines, and a reader looks for a name in one place",
     "asm_celery/model.py": "the nouns; records and their maps, no behaviour",
+    "asm_celery/sessions.py": "the public face of an installation, as server.py is that of a session",
     "asm_celery/server.py": "the public face of a session; every verb is there and does one thing",
 }
 
