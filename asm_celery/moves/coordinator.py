@@ -136,16 +136,22 @@ class Coordinator:
         return run
 
     @retried
-    def lose(self, run_id: str, claim: int, *, message: str) -> Run | None:
+    def lose(self, run_id: str, claim: int, executor: str, *, message: str) -> Run | None:
         """Write the fate of an attempt whose worker died: requeued while attempts are left, else failed.
 
-        One transaction; the caller then tells Redis.  None: the attempt had ended, or moved on.
+        One transaction; the caller then tells Redis.  None: the attempt had ended, moved on, or never
+        began; then its number is used up, so that an executor that only slept cannot claim the run when
+        its slot is another's.
         """
         error = {"code": "worker_lost", "message": message, "details": {"claim": claim}}
         outcome = Outcome(status=RunStatus.FAILED, error=error)
         with self._log.transaction() as tx:
             run = tx.runs.get(run_id)
-            if run is None or run.status is not RunStatus.RUNNING or run.claims != claim:
+            if run is not None and run.status is RunStatus.PENDING:
+                tx.runs.void(run_id, claim)
+            if run is None or run.status is not RunStatus.RUNNING:
+                return None
+            if (run.claims, run.executor) != (claim, executor):
                 return None
             # the signature goes: should the worker live, it must not take this end for its own
             return self._write_end(tx, run, claim, outcome, [], {"claim_nonce": None})

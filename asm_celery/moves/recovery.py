@@ -152,33 +152,23 @@ class Recovery:
 
     def take_over(self, silent: Held) -> bool:
         """Make a silent lease ours, and write what becomes of its run; False: it is not silent any more."""
-        if not self._promoter.queue.take_over(silent, self._observer):
-            return False
-        log.warning(
-            "run=%s claim=%s executor=%s was silent for %g s: taken over",
-            silent.run_id,
-            silent.claim,
-            silent.executor,
-            self._config.lease_s,
-        )
-        self._resolve(
-            silent.run_id,
-            silent.claim,
-            f"its worker {silent.executor} was silent for {self._config.lease_s:g} s",
-        )
-        return True
+        return self._take_over(silent, f"was silent for {self._config.lease_s:g} s")
 
     def bury(self, executor: str) -> None:
         """Write what becomes of the runs of an executor whose process is known to be dead.
 
         For whoever saw it die: the others judge by silence.  One read, then a transaction and a script a
-        run; idempotent, and what is not done is done by the repair pass.
+        run, then one look at all leases for those it had begun and not claimed; idempotent, and what is
+        not done is done by the repair pass.
         """
         with self._log.store.read() as tx:
             held = tx.runs.held_by(executor)
         for run in held:
-            if self._coordinator.lose(run.run_id, run.claims, message="its process ended") is not None:
+            if self._coordinator.lose(run.run_id, run.claims, executor, message="its process ended") is not None:
                 self._coordinator.give_back(run.run_id, run.claims, executor)
+        for lease in self._promoter.queue.observe():
+            if lease.executor == executor:
+                self._take_over(lease, "ended")
 
     def _look_once(self) -> float:
         self._restore.run_if_cold()
@@ -191,10 +181,15 @@ class Recovery:
             self._comparison.compare()
         return min(self._config.repair_s, rung.due_ms / 1000)
 
-    def _resolve(self, run_id: str, claim: int, message: str) -> None:
+    def _take_over(self, lease: Held, why: str) -> bool:
+        if not self._promoter.queue.take_over(lease, self._observer):
+            return False
+        run_id, claim, executor = lease.run_id, lease.claim, lease.executor
+        log.warning("run=%s claim=%s executor=%s %s: taken over", run_id, claim, executor, why)
         # SQL decides: whoever wrote first is right, and Redis is then told what SQL says
-        self._coordinator.lose(run_id, claim, message=message)
+        self._coordinator.lose(run_id, claim, executor, message=f"its worker {executor} {why}")
         self._coordinator.give_back(run_id, claim, self._observer)
+        return True
 
     def _end_orphans(self, candidates: set[str]) -> None:
         # Running under our id, and not executed by us: seen at two beats, because a claim is committed
@@ -204,7 +199,9 @@ class Recovery:
                 run = tx.runs.get(run_id)
             if run is None or run.executor is None or run.status is not RunStatus.RUNNING:
                 continue
-            ended = self._coordinator.lose(run_id, run.claims, message="its executor no longer executes it")
+            ended = self._coordinator.lose(
+                run_id, run.claims, run.executor, message="its executor no longer executes it"
+            )
             if ended is not None:
                 self._coordinator.give_back(run_id, run.claims, run.executor)
         self._orphans = candidates

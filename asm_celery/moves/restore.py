@@ -60,6 +60,7 @@ class Restore:
         queue.check_server()
         self.write_limits()
         self._holding.tell()
+        self._void()
         known = queue.known()
         open_ids = {run.run_id for run in self._write_all()}
         for run_id in known - open_ids:
@@ -118,6 +119,17 @@ class Restore:
             if len(page) < _PAGE:
                 return
             after = page[-1].run_id
+
+    def _void(self) -> None:
+        """Use up the claim numbers that were granted before.
+
+        Redis forgot who had begun which lease.  Such a run is waiting in SQL, so its slot goes to another
+        when the gate opens; its executor, late by a moment, must not claim it then.
+        """
+        after: str | None = ""
+        while after is not None:
+            with self._log.transaction() as tx:
+                after = tx.runs.void_page(after=after, limit=_PAGE)
 
     def _write_all(self) -> Iterator[OpenRun]:
         # running runs first: their leases take limiter slots before anything could be promoted

@@ -206,6 +206,32 @@ def requeue(counts: bool, is_delayed: bool, has_position: bool, columns: frozens
 
 
 @cache
+def void() -> Kept:
+    """Use a claim number up without a claim, where it was not claimed yet."""
+    claim = bindparam("p_claim", type_=Integer)
+    return _kept(_WAITS, runs.c.claims == claim - 1, claims=claim)
+
+
+@cache
+def void_page() -> Any:
+    """Use up the next claim number of the first waiting runs above an id."""
+    # locked in the order of their ids, as everywhere
+    page = (
+        select(runs.c.run_id)
+        .where(is_open(runs), _WAITS, runs.c.run_id > bindparam("p_after", type_=Text))
+        .order_by(runs.c.run_id)
+        .limit(bindparam("p_limit", type_=Integer))
+        .with_for_update()
+    )
+    return (
+        update(runs)
+        .where(runs.c.run_id.in_(page), _WAITS)
+        .values(claims=runs.c.claims + 1)
+        .returning(runs.c.run_id)
+    )
+
+
+@cache
 def reroute() -> Kept:
     """Change a waiting run's Celery queue."""
     return _kept(_WAITS, queue=bindparam("p_queue", type_=Text))

@@ -151,6 +151,19 @@ class Runs(RunQueries):
             **{f"p_{name}": value for name, value in values.items()},
         )
 
+    def void(self, run_id: str, claim: int) -> Run | None:
+        """Use up a claim number that nobody has claimed: who was given it can claim no more."""
+        return self._move(run_moves.void(), run_id, p_claim=claim)
+
+    def void_page(self, *, after: str, limit: int) -> str | None:
+        """Use up the next claim numbers of the first `limit` waiting runs by id above `after`.
+
+        Returns:
+            The last id of them; None when there were none (index runs_open_id).
+        """
+        rows = self._connection.execute(run_moves.void_page(), {"p_after": after, "p_limit": limit})
+        return max(rows.scalars(), default=None)
+
     def reroute(self, run_id: str, queue: str) -> Run | None:
         """Send a waiting run's doorbells to another Celery queue: that of the workers with its agent."""
         return self._move(run_moves.reroute(), run_id, p_queue=queue)

@@ -174,7 +174,7 @@ def test_an_attempt_that_lost_its_claim_writes_nothing(world: World) -> None:
     session = world.session()
     run_id = world.submit(session, max_attempts=2)
     zombie = world.start()
-    world.runtime.coordinator.lose(run_id, 1, message="it was silent")
+    world.runtime.coordinator.lose(run_id, 1, "executor", message="it was silent")
     event = Event.new("message_streamed", session.session_id, run_id=run_id, data={"content": "late"})
 
     for write in (

@@ -99,8 +99,61 @@ def test_a_lease_that_was_begun_and_never_claimed_is_given_back(world: World) ->
         description="the doorbell is rung again",
     )
 
-    assert (1, 0) == (again.claim, world.run(run_id).attempt)
+    assert (2, 0) == (again.claim, world.run(run_id).attempt)
     assert run_id == world.start().run.run_id
+
+
+def test_a_lease_taken_over_before_its_claim_can_claim_no_more(world: World) -> None:
+    """An executor that slept between begin and claim must not run beside whoever got its limiter slot."""
+    world.runtime.limiter.set_limits(max_parallel_runs=1)
+    first, second = (world.submit(world.session()) for _ in range(2))
+    slept = world.bells.rung.pop()
+    world.runtime.queue.begin(first, slept.claim, "asleep", "nonce")
+
+    (silent,) = world.runtime.queue.observe()
+    assert world.runtime.recovery.take_over(silent)
+    assert second == world.start(executor="awake").run.run_id
+    with world.runtime.log.transaction() as tx:
+        woken = tx.runs.claim(first, slept.claim, executor="asleep", nonce="nonce")
+
+    assert woken is None
+    assert (RunStatus.PENDING, 0) == (world.run(first).status, world.run(first).attempt)
+
+
+def test_a_claim_granted_before_redis_was_emptied_is_refused_after_the_restore(
+    world: World, config: Config
+) -> None:
+    """Redis forgot who had begun what: its slot is another's by then."""
+    world.runtime.limiter.set_limits(max_parallel_runs=1)
+    first, second = (world.submit(world.session()) for _ in range(2))
+    late = world.bells.rung.pop()
+    world.runtime.queue.begin(first, late.claim, "late", "nonce")
+
+    wipe(config)
+    wait_until(lambda: world.tick() and world.bells.rung, description="Redis is restored")
+    started = [world.start(executor="prompt").run.run_id]
+    with world.runtime.log.transaction() as tx:
+        claimed = tx.runs.claim(first, late.claim, executor="late", nonce="nonce")
+
+    assert claimed is None
+    assert started[0] in (first, second)
+
+
+def test_a_dead_executors_leases_are_free_at_once(world: World) -> None:
+    """Whoever saw it die need not wait for its silence: what it ran, and what it had only begun."""
+    session = world.session()
+    ran = world.submit(session)
+    world.start(executor="dead")
+    begun = world.submit(world.session(), max_attempts=1)
+    bell = world.bells.rung.pop()
+    world.runtime.queue.begin(begun, bell.claim, "dead", "nonce")
+
+    world.runtime.recovery.bury("dead")
+
+    assert "worker_lost" == (world.run(ran).error or {})["code"]
+    assert (begun, 2) == (world.bells.rung[0].run_id, world.bells.rung[0].claim)
+    assert begun == world.start().run.run_id
+    assert [] == [held for held in world.runtime.queue.observe() if held.executor == "dead"]
 
 
 def test_an_unanswered_doorbell_is_rung_again(world: World) -> None:
@@ -220,7 +273,7 @@ def test_a_beat_tells_of_stops_and_of_lost_claims(world: World) -> None:
     stopped, lost = world.submit(session), world.submit(session)
     claims = {claim.run.run_id: claim.number for claim in (world.start(), world.start())}
     world.runtime.stopper.request(stopped, StopKind.CANCEL)
-    world.runtime.coordinator.lose(lost, 1, message="taken for dead")
+    world.runtime.coordinator.lose(lost, 1, "executor", message="taken for dead")
 
     beat = world.runtime.recovery.beat("executor", claims)
 
