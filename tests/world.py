@@ -67,6 +67,11 @@ class World:
         self.runtime.recovery.repair()
         return True
 
+    def beat(self, executor: str, held: dict[str, int]) -> None:
+        """Raise an executor's beats, as its heartbeat does."""
+        self.runtime.recovery.beat(executor, held)
+        self.runtime.recovery.renew(executor, held)
+
     def session(self, **values: Any) -> Session:
         """Start a session of agent ``agent``."""
         return self.runtime.submission.start_session(Session.new("agent", **values))

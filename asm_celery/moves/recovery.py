@@ -14,7 +14,7 @@ from typing import Final
 from asm_celery.agent import AgentRegistry
 from asm_celery.codec import encode
 from asm_celery.config import Config
-from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable, StorageError
+from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable
 from asm_celery.events.log import EventLog
 from asm_celery.model import new_id
 from asm_celery.moves.comparison import Comparison
@@ -73,39 +73,35 @@ class Recovery:
         self._is_enrolled = False
 
     def beat(self, executor: str, held: dict[str, int], *, worker: str = "") -> Beat:
-        """Raise the beats of an executor: once in SQL, and in Redis for each run it holds.
+        """Raise an executor's beat in SQL, once for all it holds, and learn what became of that.
 
-        One transaction of two statements, one script.  With one of the two stores away the other still
-        beats, so the executor is not taken for dead.
+        One transaction of two statements; nothing here waits for Redis, whose beats are `renew`: one of
+        the two witnesses away, or hanging, must not silence the other.
 
         Args:
             held: the runs it executes, with the claim number of each.
-
-        Raises:
-            StorageError: SQL is away, so nothing is known of stops; Redis was told all the same.
         """
-        try:
-            with self._log.transaction(is_beat=True) as tx:
-                tx.executors.beat(executor, worker)
-                running = {run.run_id: run for run in tx.runs.held_by(executor)}
-        except StorageError:
-            self._promoter.queue.renew(executor, held)
-            raise
-        mine = {run_id: claim for run_id, claim in held.items() if _owns(running, run_id, claim)}
+        with self._log.transaction(is_beat=True) as tx:
+            tx.executors.beat(executor, worker)
+            running = {run.run_id: run for run in tx.runs.held_by(executor)}
+        mine = [run_id for run_id, claim in held.items() if _owns(running, run_id, claim)]
         self._end_orphans(running.keys() - held.keys())
-        try:
-            words = self._promoter.queue.renew(executor, mine)
-            self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
-        except CoordinationUnavailable as cause:
-            # the beat in SQL vouches for these runs, and their stops must be heard all the same
-            log.debug("beats reach SQL only: %s", cause.message)
         stops = {run_id: stop for run_id in mine if (stop := running[run_id].stop) is not None}
         pauses = {
-            run.run_id: (run.is_paused, run.pause_version)
-            for run in running.values()
-            if run.run_id in mine and run.pause_version
+            run_id: (running[run_id].is_paused, running[run_id].pause_version)
+            for run_id in mine
+            if running[run_id].pause_version
         }
         return Beat(stops=stops, lost=set(held) - set(mine), pauses=pauses)
+
+    def renew(self, executor: str, held: dict[str, int]) -> set[str]:
+        """Raise in Redis the beats of the runs an executor has claimed; return those another has taken over.
+
+        One script; what Redis does not know, as after it was emptied, is recorded anew.
+        """
+        words = self._promoter.queue.renew(executor, held)
+        self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
+        return {run_id for run_id, word in words.items() if word == "taken"}
 
     def announce(self, executor: str, worker: str, slots: int, queues: Sequence[str]) -> None:
         """Say how many runs this executor can take from which Celery queues (0: none any more).

@@ -1,9 +1,10 @@
 """`Heartbeat`: what an executing process does besides executing.
 
-Three threads a process.  *Ticks* says twice a second that this interpreter runs.  *Beats* raises the beat of
-every attempt here, delivers stop requests, enforces deadlines and announces capacity.  *Repair* mends what
-others left.  They are apart because a repair pass may take seconds (a restore after Redis lost its memory
-reads every open run), and a beat waits for its servers: either that late would look like a death.
+Each thing that may wait has a thread of its own, so that nothing that hangs silences another.  *Ticks* says
+twice a second that this interpreter runs, and stops what executes here when no witness has heard us for too
+long.  *Beats* raises the beat in SQL and delivers stop requests; *renewals* announces capacity and raises the
+beats in Redis; *deadlines* asks the overdue to stop; *repair* mends what others left, which may take seconds
+(a restore after Redis lost its memory reads every open run).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from asm_celery.moves.recovery import Recovery
 from asm_celery.moves.stopping import Stopper
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import LOST, SHUTDOWN, Attempts
+from asm_celery.worker.fence import Fence, Verdict, Witness
 from asm_celery.worker.ladder import Place
 from asm_celery.worker.pool import Retirement
 
@@ -75,7 +77,14 @@ class Heartbeat:
         self._place = place
         self._retirement = retirement
         self._retired_at: float | None = None
+        self._is_retired = False
         self._stopping = threading.Event()
+        self._tick_s = min(_TICK_S, config.lease_s / 10)
+        self._fence = Fence(
+            lease_s=config.lease_s,
+            look_s=self._tick_s,
+            ask_s=max(config.beat_s, config.lease_s / 5),
+        )
         self._failing: set[tuple[str, str]] = set()
         self._threads: list[threading.Thread] = []
 
@@ -84,7 +93,9 @@ class Heartbeat:
         self._hub.listen(self._config.keys.control(self._executor), self.hear)
         for name, target in (
             ("asm-tick", self._ticks),
-            ("asm-beat", self._beats),
+            ("asm-beat", lambda: self._pulse(self.beat)),
+            ("asm-renew", lambda: self._pulse(self.announce, self.renew)),
+            ("asm-deadline", self._deadlines),
             ("asm-repair", self._repairs),
         ):
             thread = threading.Thread(target=target, name=name, daemon=True)
@@ -97,25 +108,66 @@ class Heartbeat:
         """End the threads; an executor that holds nothing any more is forgotten by all."""
         self._stopping.set()
         self._attempts.wake()
+        until = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, until - time.monotonic()))
         if not self._attempts.all():
             self._guarded(self.leave)
         self._place.close()
 
     def beat(self) -> None:
-        """Raise the beat of what is here, and tell the attempts what was answered."""
+        """Raise the beat in SQL, and tell the attempts what was answered."""
         attempts = {attempt.run_id: attempt for attempt in self._attempts.all()}
         # what is just being claimed is held too, lest it be ended as an orphan; but it cannot be lost yet
         begun = {run_id for run_id, attempt in attempts.items() if attempt.claim is not None}
         held = {run_id: attempt.number for run_id, attempt in attempts.items()}
+        at = self._fence.now()
         answer = self._recovery.beat(self._executor, held, worker=self._worker)
+        self._fence.confirm(Witness.SQL, at)
         for run_id, kind in answer.stops.items():
             attempts[run_id].stop(kind)
         for run_id, (is_paused, version) in answer.pauses.items():
             attempts[run_id].pause.tell(is_paused, version)
         for run_id in answer.lost & begun:
             attempts[run_id].stop(LOST)
+
+    def renew(self) -> None:
+        """Raise the beats in Redis of what was claimed here and is not lost."""
+        # a lease whose claim hangs in SQL is not kept alive: another may try
+        held = {
+            attempt.run_id: attempt
+            for attempt in self._attempts.all()
+            if attempt.claim is not None and not attempt.is_lost
+        }
+        at = self._fence.now()
+        taken = self._recovery.renew(
+            self._executor, {run_id: attempt.number for run_id, attempt in held.items()}
+        )
+        if held:
+            self._fence.confirm(Witness.REDIS, at)
+        for run_id in taken:
+            held[run_id].stop(LOST)
+
+    def look(self) -> None:
+        """Stop what executes here when no witness has heard us for so long that others will take it over."""
+        here = [one for one in self._attempts.all() if one.claim is not None and not one.has_left(0)]
+        for attempt in here:
+            # its claim was an answer of SQL's too
+            self._fence.confirm(Witness.SQL, attempt.entered_at)
+        verdict = self._fence.look()
+        if verdict is Verdict.STAY or not here:
+            return
+        for attempt in here:
+            if not attempt.is_lost:
+                log.error(
+                    "run=%s claim=%s is stopped: neither SQL nor Redis has confirmed for %.1f s that it lives",
+                    attempt.run_id,
+                    attempt.number,
+                    self._fence.silent_s(),
+                )
+            attempt.stop(LOST)
+        if verdict is Verdict.FALL:
+            self._place.fall()
 
     def leave(self) -> None:
         """Take back this executor's capacity and forget it."""
@@ -154,15 +206,17 @@ class Heartbeat:
         """Tell how many runs this executor takes; once its worker retires, none, and then no more."""
         if not self._retirement.has_begun:
             self._recovery.announce(self._executor, self._announced, self._slots, self._queues)
-        elif self._retired_at is None:
-            self._retired_at = time.monotonic()
+        elif not self._is_retired:
+            self._is_retired = True
             # The main process does it too, but an announcement of ours may have crossed with that.
             self._recovery.retire(self._announced)
 
     def end_grace(self) -> None:
         """Ask what still runs to leave, `shutdown_grace_s` after its worker retired, or in a hurry."""
-        if self._retired_at is None:
+        if not self._retirement.has_begun:
             return
+        if self._retired_at is None:
+            self._retired_at = time.monotonic()
         is_over = time.monotonic() - self._retired_at >= self._config.shutdown_grace_s
         if is_over or self._retirement.is_hurried:
             for attempt in self._attempts.all():
@@ -170,24 +224,28 @@ class Heartbeat:
 
     def _ticks(self) -> None:
         was_told = False
-        while not self._stopping.wait(_TICK_S):
+        while not self._stopping.wait(self._tick_s):
             self._place.tick()
+            self.look()
             if self._retirement.is_hurried and not was_told:
                 was_told = True
                 self._attempts.wake()
 
-    def _beats(self) -> None:
-        next_beat, was_hurried = time.monotonic(), False
+    def _pulse(self, *steps: Callable[[], None]) -> None:
+        """Do the steps every `beat_s`, counted from the beginning of the last time."""
+        due = time.monotonic()
+        while not self._stopping.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + self._config.beat_s
+            for step in steps:
+                self._guarded(step)
+
+    def _deadlines(self) -> None:
         while not self._stopping.is_set():
-            if time.monotonic() >= next_beat or self._retirement.is_hurried > was_hurried:
-                was_hurried = self._retirement.is_hurried
-                next_beat = time.monotonic() + self._config.beat_s
-                for step in (self.announce, self.beat, self.end_grace):
-                    self._guarded(step)
+            self._guarded(self.end_grace)
             self._guarded(self.enforce)
-            deadline = self._attempts.next_deadline()
-            until = next_beat if deadline is None else min(next_beat, deadline)
-            self._attempts.wait(max(0.0, until - time.monotonic()))
+            deadline, now = self._attempts.next_deadline(), time.monotonic()
+            until = self._config.beat_s if deadline is None else min(self._config.beat_s, deadline - now)
+            self._attempts.wait(max(0.0, until))
 
     def _repairs(self) -> None:
         # a fleet that was started at once must not look at once

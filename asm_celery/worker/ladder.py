@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -38,6 +40,9 @@ class Place(Protocol):
     def tick(self) -> None:
         """This process lives."""
 
+    def fall(self) -> None:
+        """This process must not execute any longer, and what it executes has not left."""
+
     def close(self) -> None:
         """This process executes no more."""
 
@@ -47,6 +52,7 @@ class ThreadPlace:
 
     Args:
         abandon: gives an attempt up: stores its end, and counts its thread as lost.
+        tick: tells the guard of this process, which is a worker and nothing else, that it lives.
     """
 
     def __init__(self, abandon: Callable[[Attempt], None], tick: Callable[[], None] | None = None) -> None:
@@ -70,6 +76,11 @@ class ThreadPlace:
         """Tell whoever watches this process that its interpreter runs."""
         if self._tick is not None:
             self._tick()
+
+    def fall(self) -> None:
+        """End this process, unless it is somebody's program in which a worker is only a part."""
+        if self._tick is not None:
+            _end_this_process()
 
     def close(self) -> None:
         """Nothing."""
@@ -97,9 +108,18 @@ class ChildPlace:
         """Give a sign of life on the board."""
         self._seat.tick()
 
+    def fall(self) -> None:
+        """End this process."""
+        _end_this_process()
+
     def close(self) -> None:
         """Give the seat up."""
         self._seat.stand_up()
+
+
+def _end_this_process() -> None:
+    # at once: nothing of it must go on; its guard ends its commands
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def lead_down(attempt: Attempt, place: Place) -> None:

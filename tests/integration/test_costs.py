@@ -94,7 +94,7 @@ def _walk(world: World, count: Callable[[str, Callable[[], Any]], Any]) -> None:
     claim = count("start an attempt", world.start)
     notes = [Event.new("note", session.session_id, run_id=run_id) for _ in range(3)]
     position = count("append a batch of events", lambda: moves.append(claim, notes, 0))
-    count("beat of an executor, all its runs together", lambda: recovery.beat("executor", {run_id: 1}))
+    count("beat of an executor, all its runs together", lambda: world.beat("executor", {run_id: 1}))
     recovery.repair()
     count("look of the repair loop, nothing wrong", recovery.repair)
     count("status", server.status)

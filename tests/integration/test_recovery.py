@@ -78,7 +78,7 @@ def test_an_attempt_that_beats_is_never_taken_over(world: World, config: Config)
     until = time.monotonic() + 1.5 * config.lease_s
 
     def beaten() -> bool:
-        world.runtime.recovery.beat("alive", {run_id: claim.number})
+        world.beat("alive", {run_id: claim.number})
         world.runtime.recovery.repair()
         return time.monotonic() > until
 
@@ -180,7 +180,7 @@ def test_redis_emptied_is_restored_with_limits_and_order(world: World, config: C
 
     assert [] == world.runtime.queue.ring().granted
     world.announce()
-    world.runtime.recovery.beat("alive", {run_id: claim.number for run_id, claim in held.items()})
+    world.beat("alive", {run_id: claim.number for run_id, claim in held.items()})
 
     assert 2 == world.runtime.limiter.get_status().active_runs
     assert [] == world.bells.rung
@@ -241,7 +241,7 @@ def test_a_run_that_executes_longer_than_run_timeout_is_asked_to_stop(world: Wor
     claim = world.start()
 
     def asked() -> bool:
-        world.runtime.recovery.beat("executor", {run_id: claim.number})
+        world.beat("executor", {run_id: claim.number})
         world.runtime.recovery.repair()
         return world.run(run_id).stop_requested is not None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ class Collaborators:
     """Recovery, stopper and hub in one, made by hand."""
 
     answer: Beat = field(default_factory=Beat)
+    taken: set[str] = field(default_factory=set)
     said: list[tuple[Any, ...]] = field(default_factory=list)
     trouble: Exception | None = None
     decided: StopKind = StopKind.TIMEOUT
@@ -34,6 +36,10 @@ class Collaborators:
     def beat(self, executor: str, held: dict[str, int], *, worker: str) -> Beat:
         self._say("beat", held, worker)
         return self.answer
+
+    def renew(self, executor: str, held: dict[str, int]) -> set[str]:
+        self._say("renew", held)
+        return self.taken
 
     def announce(self, executor: str, worker: str, slots: int, queues: list[str]) -> None:
         self._say("announce", worker, slots, queues)
@@ -72,6 +78,7 @@ class Beating:
         self.attempts = Attempts()
         self.retirement = Retirement()
         collaborators = cast(Any, self.with_)
+        self.place = ThreadPlace(lambda _: None)
         self.heartbeat = Heartbeat(
             "host:1:0",
             worker="w@host",
@@ -83,7 +90,7 @@ class Beating:
             stopper=collaborators,
             hub=collaborators,
             attempts=self.attempts,
-            place=ThreadPlace(lambda _: None),
+            place=self.place,
             retirement=self.retirement,
         )
 
@@ -123,6 +130,64 @@ def test_what_is_just_being_claimed_is_held_and_cannot_be_lost(it: Beating) -> N
 
     assert {entering.run_id: 1} == it.with_.said[0][1]
     assert entering.stop_kind is None
+
+
+def test_a_lease_that_another_has_taken_over_is_lost(it: Beating) -> None:
+    """Redis says so while SQL is away; what is not claimed yet is not kept alive there."""
+    taken, kept, entering = it.attempt(), it.attempt(), it.attempt(is_begun=False)
+    it.with_.taken = {taken.run_id}
+
+    it.heartbeat.renew()
+
+    assert [("renew", {taken.run_id: 1, kept.run_id: 1})] == it.with_.said
+    assert ("lost", None, None) == (taken.stop_kind, kept.stop_kind, entering.stop_kind)
+
+
+@pytest.mark.parametrize("hangs", ["beat", "renew", "announce", "request"])
+def test_a_witness_that_hangs_does_not_silence_the_other(hangs: str) -> None:
+    """SQL and Redis are told from threads of their own, and so are deadlines."""
+    it = Beating()
+    attempt, hung = it.attempt(run_timeout=0.01), threading.Event()
+    setattr(it.with_, hangs, lambda *_, **__: hung.wait(20))
+    others = {"beat": ["renew", "announce"], "request": ["beat", "renew"]}.get(hangs, ["beat"])
+
+    it.heartbeat.start()
+
+    wait_until(lambda: all(it.with_.times(verb) > 5 for verb in others), description=f"{others} go on")
+    hung.set()
+    it.attempts.leave(attempt)
+    it.heartbeat.stop()
+
+
+def test_what_executes_is_stopped_and_then_ended_when_no_witness_answers() -> None:
+    """Before others take it over: nobody executes beside its successor."""
+    it, fell = Beating(), threading.Event()
+    it.place.fall = fell.set
+    attempt = it.attempt()
+    it.with_.trouble = CoordinationUnavailable("neither answers")
+
+    it.heartbeat.start()
+
+    wait_until(fell.is_set, description="this process is to end")
+    assert "lost" == attempt.stop_kind
+    it.attempts.leave(attempt)
+    it.heartbeat.stop()
+
+
+def test_nothing_is_ended_for_silence_where_nothing_executes() -> None:
+    """An idle worker outlives every outage, and a run it begins after one is not judged by it."""
+    it, fell = Beating(beat_s=0.3), threading.Event()
+    it.place.fall = fell.set
+    it.with_.trouble = CoordinationUnavailable("neither answers")
+    it.heartbeat.start()
+    wait_until(lambda: it.heartbeat._fence.silent_s() > 1, description="a lease has passed")
+
+    attempt = it.attempt()
+    it.heartbeat.look()
+
+    assert (False, None) == (fell.is_set(), attempt.stop_kind)
+    it.attempts.leave(attempt)
+    it.heartbeat.stop()
 
 
 def test_a_control_message_stops_only_the_claim_it_names(it: Beating) -> None:
@@ -195,7 +260,7 @@ def test_nothing_ends_the_beat(it: Beating, caplog: pytest.LogCaptureFixture) ->
         wait_until(lambda: "announce works again" in caplog.text, description="it works again")
         it.heartbeat.stop()
 
-    for name in ("announce", "beat", "repair"):
+    for name in ("announce", "beat", "renew", "repair"):
         assert 1 == caplog.text.count(f"{name} fails")
 
 
