@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
+
 from asm_celery.embedded_watch import WatchedProcess
 from tests.nursery import ROOT, program
 from tests.waiting import wait_until
@@ -94,9 +96,26 @@ class WorkerProcess:
         self._kill_group()
 
     def kill(self) -> None:
-        """End main process and children at once by SIGKILL, as a lost machine does."""
+        """End guard, main process and children at once by SIGKILL, as a lost machine does."""
+        for guard in self.guards():
+            with contextlib.suppress(psutil.Error):
+                guard.kill()
         self._kill_group()
         self._process.stop()
+
+    def die(self) -> None:
+        """End the main process alone by SIGKILL, as ``kill -9`` does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def guards(self) -> list[psutil.Process]:
+        """The guard processes of its main process."""
+        try:
+            children = psutil.Process(self.pid).children()
+            return [one for one in children if any("guard.py" in word for word in one.cmdline())]
+        except (psutil.Error, AttributeError):
+            # it has ended, or did not begin
+            return []
 
     def _kill_group(self) -> None:
         for group in {self._group, self._process.group}:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import IO, Final, Self
 
 from asm_celery.errors import InvalidInput
-from asm_celery.worker import guard
 from asm_celery.worker.guard_link import link
+from asm_celery.worker.process import sweep
 
 # How a command is asked to end: a signal to its whole group, and the seconds it has to obey.
 LADDER: Final[Sequence[tuple[signal.Signals, float]]] = (
@@ -221,7 +221,7 @@ class ProcessGroup:
             if self.exit_code is None:
                 self._wait_for_end()
             # No process of the group is left to start another, so what the sweep finds are all there are.
-            guard.sweep([self._token])
+            sweep([self._token])
             # Before the reaping: afterwards the group's number may be another's, and the guard, if we died
             # just then, might take that for ours.
             link().ended(self._process.pid)
@@ -239,7 +239,7 @@ class ProcessGroup:
     def _kill_rest(self) -> None:
         with self._lock:
             self._signal(signal.SIGKILL)
-        guard.sweep([self._token])
+        sweep([self._token])
 
     def _signal(self, number: signal.Signals) -> None:
         if self.exit_code is None and self._process.returncode is None:

@@ -160,7 +160,10 @@ class Recovery:
         with self._log.store.read() as tx:
             held = tx.runs.held_by(executor)
         for run in held:
-            if self._coordinator.lose(run.run_id, run.claims, executor, message="its process ended") is not None:
+            if (
+                self._coordinator.lose(run.run_id, run.claims, executor, message="its process ended")
+                is not None
+            ):
                 self._coordinator.give_back(run.run_id, run.claims, executor)
         for lease in self._promoter.queue.observe():
             if lease.executor == executor:

@@ -1,6 +1,6 @@
 """The guard: a small process beside a worker that ends what the worker's death would leave behind.
 
-Run by path, ``python -I -S guard.py``, it imports nothing but the standard library and stays near 10 MB.
+Run without site packages, it imports nothing but the standard library and `process`, and stays near 10 MB.
 It has a session of its own and ignores the signals that end workers: it ends when all who could write to it
 are gone.  Its standard input is a pipe; a message is one line, short enough to be atomic among writers:
 
@@ -10,8 +10,13 @@ are gone.  Its standard input is a pipe; a message is one line, short enough to 
 * ``group PID PGID START TOKEN``: the process group, whose leader started at START, belongs to that owner, and
   so does whatever carries TOKEN in its environment.
 * ``ended PGID``: forget it.
+* ``burial TEXT``: how `burial` reaches the stores; a text of no white space, which only it reads.
+* ``executor PID CHILD START NAME``: that owner's executor of this name lives in process CHILD, or the same.
+* ``left NAME``: that executor holds nothing any more.
 
-When an owner dies, its groups and carriers are killed; at the end of the pipe, all of them.
+When an owner dies, its groups and carriers are killed, and then a `burial` is started for those of its
+executors whose process has certainly ended: their runs need not wait until others have judged the silence.
+At the end of the pipe the same is done for all owners.
 
 Why no stranger is hit.  A group's number is not given away while any member or the unreaped leader exists.
 While the owner lives, it does not reap the leader before it has said ``ended``, and the guard kills nothing
@@ -25,7 +30,6 @@ opened before their environment was read, so a reused number cannot be hit.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -33,15 +37,21 @@ import sys
 import time
 from collections.abc import Iterable
 
+from asm_celery.worker.process import handle_of, has_ended, kill_group, send_kill, start_time, sweep
+
 # The longest wait while somebody's silence counts.  Were it longer than a pause of the whole machine, a guard
 # and an owner that both stood still would look like an owner that did.
 LOOK_S = 0.5
 # A turn that comes later than this was not scheduled: who was silent meanwhile may not have been.
 LATE_S = 1.0
-# Sweeps of the process table before giving up on something that forks faster than it is found.
-ROUNDS = 50
+# The children of an owner die with it, by the kernel's signal; who lives longer is not buried.
+DIE_S = 2.0
+# The latest executors of an owner that are remembered: their names fit into one pipe.
+EXECUTORS = 200
+# The folder our package is in, and how a guard is started from there.
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+PROGRAM = "import sys; sys.path.append(sys.argv[2]); from asm_celery.worker.guard import main; main()"
 _CHUNK = 65_536
-_HAS_HANDLES = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
 
 
 class Owner:
@@ -53,7 +63,9 @@ class Owner:
         self.silence_s = 0.0
         self.ticked_at: float | None = None
         self.groups: dict[int, tuple[int, str]] = {}
-        self.handle = _handle(pid)
+        # its executors: the process of each, and when that was started
+        self.executors: dict[str, tuple[int, int]] = {}
+        self.handle = handle_of(pid)
         if self.handle is not None and start and start_time(pid) != start:
             # its number is another's by now
             os.close(self.handle)
@@ -74,7 +86,7 @@ class Owner:
     def kill(self) -> None:
         """Kill it, and nobody who took over its number."""
         if self.handle is not None:
-            _send_kill(self.handle)
+            send_kill(self.handle)
         elif not self.has_died():
             os.kill(self.pid, signal.SIGKILL)
 
@@ -86,6 +98,7 @@ class Guard:
         self._pipe = pipe
         self._rest = b""
         self._owners: dict[int, Owner] = {}
+        self._burial = ""
         self._poll = select.poll()
         self._poll.register(pipe, select.POLLIN)
 
@@ -104,9 +117,9 @@ class Guard:
             is_open = self._read()
             for owner in dead:
                 self._forget(owner)
-            _bury(dead)
+            self._end(dead)
             self._judge(now, is_late=is_late)
-        _bury(self._owners.values())
+        self._end(list(self._owners.values()))
 
     def _wait_s(self) -> float | None:
         is_counting = any(owner.silence_s or owner.handle is None for owner in self._owners.values())
@@ -145,6 +158,16 @@ class Guard:
             case ["ended", pgid]:
                 for owner in self._owners.values():
                     owner.groups.pop(int(pgid), None)
+            case ["burial", text]:
+                self._burial = text
+            case ["executor", pid, child, start, name]:
+                executors = self._owner(int(pid), 0).executors
+                executors[name] = (int(child), int(start))
+                if len(executors) > EXECUTORS:
+                    del executors[next(iter(executors))]
+            case ["left", name]:
+                for owner in self._owners.values():
+                    owner.executors.pop(name, None)
             case _:
                 raise ValueError("no such message")
 
@@ -163,6 +186,18 @@ class Guard:
             os.close(owner.handle)
             owner.handle = None
 
+    def _end(self, owners: list[Owner]) -> None:
+        """End what these owners leave, and have it written what becomes of their runs."""
+        groups = {pgid: told for owner in owners for pgid, told in owner.groups.items()}
+        for pgid, (start, _) in groups.items():
+            kill_group(pgid, start)
+        sweep({token for _, token in groups.values()})
+        executors = {name: of for owner in owners for name, of in owner.executors.items()}
+        if self._burial and executors:
+            ended = _wait_ended(executors)
+            if ended:
+                _start_burial(self._burial, ended)
+
     def _judge(self, now: float, *, is_late: bool) -> None:
         """Kill who has been silent too long; its groups follow when it is seen dead."""
         for owner in self._owners.values():
@@ -176,111 +211,38 @@ class Guard:
                 _say(f"process {owner.pid} gave no sign of life for {now - owner.ticked_at:.1f} s: killed")
 
 
-def kill_group(pgid: int, start: int) -> None:
-    """Kill a process group, unless its number was given to another; see the module's argument."""
+def _wait_ended(executors: dict[str, tuple[int, int]]) -> list[str]:
+    """Return the executors whose process has ended; those of children end a moment after their parent."""
+    until = time.monotonic() + DIE_S
+    while True:
+        ended = [name for name, (pid, start) in executors.items() if has_ended(pid, start)]
+        if len(ended) == len(executors) or time.monotonic() > until:
+            return ended
+        time.sleep(0.02)
+
+
+def _start_burial(text: str, executors: Iterable[str]) -> None:
+    """Start the program that writes their fate; what it must know is secret, so it reads it from a pipe."""
+    read_end, write_end = os.pipe()
+    # importable for it as for us; the rest of its path is its interpreter's own
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH", "")]))
     try:
-        is_anothers = start_time(pgid) not in (0, start) if start else os.getsid(pgid) != pgid
-    except OSError:
-        # no leader any more: whoever is in the group is of it
-        is_anothers = False
-    try:
-        if not is_anothers:
-            os.killpg(pgid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        # empty; or of another user's processes only, as after sudo
-        return
-
-
-def sweep(tokens: Iterable[str]) -> None:
-    """Kill every process that carries one of the tokens in its environment, as it was when it was started.
-
-    Needs /proc; does nothing elsewhere.  Not found is what has dropped its environment, runs as another user,
-    or forks away faster than `ROUNDS` passes.
-
-    Guarantee: two passes in a row found nothing new.  One is not enough: a process may pass the child it
-    leaves behind, whose number is lower, while the table is read.
-    """
-    wanted = [token.encode() for token in tokens]
-    known: set[int] = set()
-    clean = 0
-    for _ in range(ROUNDS):
-        found = _sweep_once(wanted) if wanted else known
-        clean = clean + 1 if found <= known else 0
-        if clean == 2:
-            return
-        known |= found
-
-
-def start_time(pid: int) -> int:
-    """Return when a process was started, in ticks since boot; 0 if there is no such process or no /proc."""
-    # what follows the last bracket are numbers; the command's name before it may be anything
-    words = _read_proc(pid, "stat").rpartition(b")")[2].split()
-    return int(words[19]) if len(words) > 19 else 0
-
-
-def _bury(owners: Iterable[Owner]) -> None:
-    groups = {pgid: told for owner in owners for pgid, told in owner.groups.items()}
-    for pgid, (start, _) in groups.items():
-        kill_group(pgid, start)
-    sweep({token for _, token in groups.values()})
+        os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "asm_celery.worker.burial"],
+            {**os.environ, "PYTHONPATH": path},
+            file_actions=[(os.POSIX_SPAWN_DUP2, read_end, 0)],
+        )
+        os.write(write_end, " ".join([text, *executors]).encode())
+    except OSError as cause:
+        _say(f"the runs of a dead worker wait until it is judged silent ({cause})")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 def _is_dead(owner: Owner, ready: set[int]) -> bool:
     return owner.handle in ready if owner.handle is not None else owner.has_died()
-
-
-def _sweep_once(wanted: list[bytes]) -> set[int]:
-    """Kill the carriers seen in one pass; return their numbers."""
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - as above
-    except OSError:
-        return set()
-    found, blank = set(), []
-    for pid in pids:
-        environment = _read_proc(pid, "environ")
-        if not environment:
-            blank.append(pid)
-        elif any(token in environment for token in wanted) and _kill_carrier(pid, wanted):
-            found.add(pid)
-    # a process in the middle of exec has no environment for a moment
-    return found | {pid for pid in blank if _read_proc(pid, "environ") and _kill_carrier(pid, wanted)}
-
-
-def _kill_carrier(pid: int, wanted: list[bytes]) -> bool:
-    handle = _handle(pid)
-    if handle is None:
-        return False
-    try:
-        environment = _read_proc(pid, "environ")
-        return any(token in environment for token in wanted) and _send_kill(handle)
-    finally:
-        os.close(handle)
-
-
-def _handle(pid: int) -> int | None:
-    """Return a handle of a process that stays its own when its number is reused; None if there is none."""
-    if not _HAS_HANDLES:
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
-
-
-def _send_kill(handle: int) -> bool:
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except OSError as cause:
-        return cause.errno not in (errno.ESRCH, errno.EPERM)
-    return True
-
-
-def _read_proc(pid: int, name: str) -> bytes:
-    try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - pathlib takes 10 ms
-            return file.read()
-    except OSError:
-        return b""
 
 
 def _say(text: str) -> None:
@@ -292,9 +254,10 @@ def _say(text: str) -> None:
         pass
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Guard until the end of the pipe."""
     # Ctrl-C, a deploy and a lost terminal are the worker's to obey; the guard goes after it.
-    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(_number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.set_blocking(sys.stdin.fileno(), False)
     Guard(sys.stdin.fileno()).serve()

@@ -7,18 +7,22 @@ once, and everything works without, except that a killed worker leaves its comma
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import ctypes
+import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Final
 
+from asm_celery.config import Config
 from asm_celery.worker import guard
+from asm_celery.worker.process import start_time
 
 log = logging.getLogger("asm_celery.worker")
 
@@ -42,9 +46,11 @@ class GuardLink:
         self._pipe: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._has_failed = False
-        # what a new guard must be told: the limit of each watched process, the message of each group
+        # what a new guard must be told: each message that still holds
         self._watched: dict[int, str] = {}
         self._groups: dict[int, str] = {}
+        self._burial: list[str] = []
+        self._executors: dict[str, str] = {}
 
     def start(self) -> None:
         """Start the guard, unless it runs, and make this process an owner."""
@@ -60,7 +66,7 @@ class GuardLink:
                 0 for no limit, also to lift one.
         """
         with self._lock:
-            self._watched[pid] = f"watch {pid} {guard.start_time(pid)} {silence_s:g}"
+            self._watched[pid] = f"watch {pid} {start_time(pid)} {silence_s:g}"
             self._tell(self._watched[pid])
 
     def tick(self) -> None:
@@ -74,7 +80,7 @@ class GuardLink:
         """
         with self._lock:
             self.start()
-            self._groups[pgid] = f"group {os.getpid()} {pgid} {guard.start_time(pgid)} {token}"
+            self._groups[pgid] = f"group {os.getpid()} {pgid} {start_time(pgid)} {token}"
             self._tell(self._groups[pgid])
 
     def ended(self, pgid: int) -> None:
@@ -83,14 +89,44 @@ class GuardLink:
             if self._groups.pop(pgid, None) is not None:
                 self._tell(f"ended {pgid}")
 
+    def bury_with(self, config: Config) -> None:
+        """Have the fate of dead executors written by a `burial` with these settings.
+
+        Settings too long for one message are not told: then their leases run out.
+        """
+        told = {
+            name: value
+            for name, value in config.model_dump(mode="json").items()
+            if value != Config.default(name)
+        }
+        message = f"burial {base64.b64encode(json.dumps(told).encode()).decode()}"
+        if len(message) < select.PIPE_BUF:
+            with self._lock:
+                self._burial = [message]
+                self._tell(message)
+
+    def executor(self, name: str, owner: int) -> None:
+        """Have an executor of this process buried when its owner, a worker's main process, has died with it."""
+        with self._lock:
+            pid = os.getpid()
+            self._executors[name] = f"executor {owner} {pid} {start_time(pid)} {name}"
+            self._tell(self._executors[name])
+
+    def left(self, name: str) -> None:
+        """Have an executor forgotten that ended in good order."""
+        with self._lock:
+            if self._executors.pop(name, None) is not None:
+                self._tell(f"left {name}")
+
     def close(self) -> None:
         """Let the guard go.  It kills what groups are left, once no forked child has a line to it either."""
         with self._lock:
             for pid in self._watched:
                 # where a forked child keeps the guard, we need give no sign of life any more
-                self._write(f"watch {pid} {guard.start_time(pid)} 0")
+                self._write(f"watch {pid} {start_time(pid)} 0")
             self._watched.clear()
             self._groups.clear()
+            self._executors.clear()
             self._let_go()
             process, self._process = self._process, None
         if process is not None:
@@ -104,7 +140,8 @@ class GuardLink:
                     return
                 self._give_up()
             if self._begin():
-                known = [*self._watched.values(), *self._groups.values()]
+                known = [*self._burial, *self._watched.values(), *self._groups.values()]
+                known += self._executors.values()
                 # twice is as good as once
                 for line in [*known, message]:
                     self._write(line)
@@ -145,7 +182,7 @@ class GuardLink:
         try:
             os.set_blocking(write_end, False)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guard.__file__).resolve())],
+                [sys.executable, "-I", "-S", "-c", guard.PROGRAM, guard.__file__, guard.ROOT],
                 stdin=read_end,
                 stdout=subprocess.DEVNULL,
                 cwd="/",
@@ -179,6 +216,7 @@ class GuardLink:
         self._lock = threading.RLock()
         self._watched.clear()
         self._groups.clear()
+        self._executors.clear()
         if self._process is not None:
             # its finalizer would warn that a child of ours still runs; it is our parent's
             self._process.returncode = 0

@@ -104,16 +104,18 @@ class Heartbeat:
         # the first sign of life comes before the first agent, which may hold the interpreter at once
         self._place.tick()
 
-    def stop(self) -> None:
-        """End the threads; an executor that holds nothing any more is forgotten by all."""
+    def stop(self) -> bool:
+        """End the threads; True when it held nothing any more, and so was forgotten by all."""
         self._stopping.set()
         self._attempts.wake()
         until = time.monotonic() + _JOIN_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-        if not self._attempts.all():
+        is_idle = not self._attempts.all()
+        if is_idle:
             self._guarded(self.leave)
         self._place.close()
+        return is_idle
 
     def beat(self) -> None:
         """Raise the beat in SQL, and tell the attempts what was answered."""

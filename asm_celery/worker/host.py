@@ -22,6 +22,7 @@ from asm_celery.states import StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.board import Board, ChildSeat
 from asm_celery.worker.executor import Executor
+from asm_celery.worker.guard_link import link
 from asm_celery.worker.heartbeat import Heartbeat
 from asm_celery.worker.ladder import ChildPlace, Place, ThreadPlace, lead_down
 from asm_celery.worker.pool import Retirement
@@ -130,8 +131,9 @@ class ExecutorHost:
 
     def stop(self) -> None:
         """End the threads; safe to repeat, and where nothing was started."""
-        if self._heartbeat is not None and self._writer is not None:
-            self._heartbeat.stop()
+        if self._executor is not None and self._heartbeat is not None and self._writer is not None:
+            if self._heartbeat.stop():
+                link().left(self._executor.name)
             self._writer.stop()
         self._executor = self._heartbeat = self._writer = None
 

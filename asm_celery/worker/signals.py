@@ -98,6 +98,9 @@ class WorkerLife:
         if self._is_program:
             # before there are children, so that theirs is the same
             link().start()
+            if self._is_ours:
+                # a burial rings for what it frees, and could not reach another application's broker
+                link().bury_with(self._runtime_of().config)
         if not self._executes_here:
             self._board = Board(2 * pool.most_children(worker) + 8)
 
@@ -216,6 +219,8 @@ class WorkerLife:
             tick=link().tick if self._is_program else None,
             on_lost=self._on_lost,
         )
+        if self._is_program:
+            link().executor(self._host.executor.name, self._main)
 
 
 class _ExecutorStep(bootsteps.StartStopStep):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from asm_celery.worker import guard
+from asm_celery.worker import process
 from tests.commanding import Owner, Word
 from tests.waiting import wait_until
 
@@ -234,20 +234,20 @@ def test_a_message_that_is_not_understood_changes_nothing(owner: Owner) -> None:
 def test_a_group_whose_number_is_anothers_by_now_is_spared() -> None:
     """A leader that was started at another time is not the one that was told."""
     with _session() as stranger:
-        start = guard.start_time(stranger.pid)
+        start = process.start_time(stranger.pid)
 
-        guard.kill_group(stranger.pid, start - 1)
+        process.kill_group(stranger.pid, start - 1)
         assert _answers(stranger)
 
-        guard.kill_group(stranger.pid, start)
+        process.kill_group(stranger.pid, start)
         assert -signal.SIGKILL == stranger.wait(20)
 
 
 def test_a_process_is_spared_when_nothing_is_looked_for() -> None:
     """No token is in every environment."""
     with _session() as stranger:
-        guard.sweep([])
-        guard.sweep([os.urandom(8).hex()])
+        process.sweep([])
+        process.sweep([os.urandom(8).hex()])
 
         assert _answers(stranger)
 

@@ -14,7 +14,10 @@ READS: dict[str, tuple[Callable[[Transaction], object], str]] = {
     "open runs of a session": (lambda tx: tx.runs.count_open("s"), "runs_open"),
     "the line of a session": (lambda tx: tx.runs.open_of("s"), "runs_open"),
     "pages of open runs": (lambda tx: tx.runs.open_page(after="run_1"), "runs_open_id"),
-    "the restore's voiding of claims": (lambda tx: tx.runs.void_page(after="run_1", limit=500), "runs_open_id"),
+    "the restore's voiding of claims": (
+        lambda tx: tx.runs.void_page(after="run_1", limit=500),
+        "runs_open_id",
+    ),
     "runs of an executor": (lambda tx: tx.runs.held_by("e"), "runs_executor"),
     "overdue runs": (lambda tx: tx.runs.overdue(), "runs_queue_deadline"),
     "a run by its key": (lambda tx: tx.runs.by_key("s", "k"), "runs_key"),
