@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Rows of executors that ended without a word say who was here; a day is enough for that.
 _FORGET_S: Final = 86_400.0
+# What is asked of SQL in one statement: after an outage of Redis all leases are silent at once.
+_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,17 +217,18 @@ class Recovery:
 
     def _vouchers(self, silent: list[Held]) -> dict[str, tuple[str, int]]:
         """For each silent run that SQL says its executor is running: that executor's beat in SQL."""
+        found: dict[str, tuple[str, int]] = {}
         with self._log.store.read() as tx:
-            beats = tx.executors.beats({held.executor for held in silent})
-            runs = {run.run_id: run for run in tx.runs.open_page(run_ids=[held.run_id for held in silent])}
-        return {
-            held.run_id: (held.executor, beats[held.executor])
-            for held in silent
-            if held.executor in beats
-            and held.run_id in runs
-            and runs[held.run_id].executor == held.executor
-            and runs[held.run_id].claims == held.claim
-        }
+            for at in range(0, len(silent), _PAGE):
+                page = silent[at : at + _PAGE]
+                beats = tx.executors.beats({held.executor for held in page})
+                claims = tx.runs.claims_of([held.run_id for held in page])
+                found |= {
+                    held.run_id: (held.executor, beats[held.executor])
+                    for held in page
+                    if held.executor in beats and claims.get(held.run_id) == (held.executor, held.claim)
+                }
+        return found
 
     def _stop_overdue(self) -> None:
         with self._log.store.read() as tx:

@@ -160,6 +160,15 @@ class RunQueries:
             for row in rows
         ]
 
+    def claims_of(self, run_ids: Collection[str]) -> dict[str, tuple[str | None, int]]:
+        """Return (executor, claim number) of those of these runs that are running; keep it under 1,000 ids."""
+        rows = self._connection.execute(
+            select(runs.c.run_id, runs.c.executor, runs.c.claims).where(
+                runs.c.run_id.in_(list(run_ids)), has_status(runs, RunStatus.RUNNING)
+            )
+        )
+        return {row.run_id: (row.executor, row.claims) for row in rows}
+
     def open_page(self, *, after: str = "", limit: int = 500, run_ids: Sequence[str] = ()) -> list[OpenRun]:
         """Return open runs by id above `after` (index runs_open_id), or those of `run_ids`."""
         query = (

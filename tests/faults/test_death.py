@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from asm_celery import AgentSessions, SessionServer, errors
+from asm_celery import AgentSessions, Event, SessionServer, errors
 from asm_celery.config import Config
 from asm_celery.states import RunStatus
 from tests.acceptance.conftest import FULL, Gate, StartWorker, asm, gate, ledger, worker
@@ -22,7 +22,7 @@ from tests.acceptance.test_redis_away import OwnRedis, own_redis
 from tests.conftest import environment
 from tests.history import anomalies
 from tests.waiting import wait_until
-from tests.workers import ROOT
+from tests.workers import ROOT, WorkerProcess
 
 # fixtures of the acceptance tests that are the same here
 __all__ = ["asm", "gate", "ledger", "own_redis", "worker"]
@@ -128,7 +128,7 @@ def test_a_worker_frozen_beyond_its_lease_writes_nothing_when_it_thaws(
     wait_until(lambda: len(ledger.entered()) == 2, description="both are in flight")
     living = worker(pool="threads")
 
-    with standing_still(frozen.pid):
+    with standing_still(frozen):
         lost(once, runs[1])
         wait_until(lambda: again.get_run(runs[0]).attempt == 2, description="it is entered again")
         entered = ledger.entries(again.session_id)
@@ -158,7 +158,7 @@ def test_an_observer_that_stood_still_declares_nobody_dead(
     wait_until(lambda: ledger.entered() == [run_id], description="it is in flight")
     observer = worker(pool="threads")
 
-    with standing_still(observer.pid):
+    with standing_still(observer):
         until = time.monotonic() + 2 * config.lease_s
         wait_until(lambda: time.monotonic() > until, description="two leases have passed")
     until = time.monotonic() + 2 * config.lease_s
@@ -219,10 +219,18 @@ def test_everything_killed_at_once_and_started_again_loses_nothing(
         for session_id, runs in lines.items():
             server = web.attach(session_id)
             server.drain(timeout=120)
-            events = server.get_events(limit=10_000)
+            events = all_events(server)
             assert set(runs) <= {event.run_id for event in events}
             assert [] == anomalies(events, slots=1)
         wait_until(lambda: web.limiter.get_status().active_runs == 0, description="nothing is held any more")
+
+
+def all_events(server: SessionServer) -> list[Event]:
+    """Return a session's whole log."""
+    events: list[Event] = []
+    while page := server.get_events(after=len(events), limit=1000):
+        events += page
+    return events
 
 
 _CLIENT = """
@@ -243,10 +251,13 @@ def _lines(path: Path) -> list[str]:
 
 
 @contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    """Have a process stand still within the block."""
-    os.kill(pid, signal.SIGSTOP)
+def standing_still(worker: WorkerProcess) -> Iterator[None]:
+    """Have a worker of threads and its guard stand still within the block, as a paused machine does."""
+    pids = [worker.pid, *(guard.pid for guard in worker.guards())]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

@@ -43,6 +43,15 @@ def mutants() -> dict[str, Mutant]:
         "claim: pending": _without(LINE, "claim.pending", "although it is done", withdraw=1),
         "claim: number": _without(PAIR, "claim.number", "the limit is 1", suspect=1),
         "claim: session state": _without(LINE, "claim.state", "starts in a paused session", pause=1),
+        "submit: session state": _without(
+            LINE, "submit.state", "is accepted although its session is", drain=1
+        ),
+        "requeue: no stop was asked for": _without(
+            again, "requeue.stop", "although it was asked to stop", cancel=1, fail=1
+        ),
+        "lose: no stop was asked for": _without(
+            again, "requeue.stop", "although it was asked to stop", cancel=1, crash=1
+        ),
         "finish: number": _without(again, "finish.number", "ends a newer attempt", suspect=1, crash=1),
         "lose: only the silent executor's": _without(
             replace(PAIR, max_attempts=2), "lose.executor", "was alive", suspect=1, crash=1

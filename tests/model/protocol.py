@@ -130,16 +130,23 @@ class Protocol:
             if row is not None or session in seen:
                 continue
             seen.add(session)
+            broken = ""
+            if state.lines[session][0] in ("draining", "completed"):
+                if "submit.state" not in self.spec.without:
+                    continue
+                broken = f"{self.names[run]} is accepted although its session is {state.lines[session][0]}"
             told, label = (
                 Told(run, PENDING, 0, "", False, state.lines[session]),
                 f"{self.names[run]} is submitted",
             )
             after = state._replace(rows=put(state.rows, run, Row(PENDING)))
             if len(state.letters) < self.spec.late:
-                yield Step(label, after._replace(letters=state.letters | {("enqueue", told)}), True)
+                letters = state.letters | {("enqueue", told)}
+                yield Step(label, after._replace(letters=letters), True, broken)
             else:
                 answer = self.arbiter.enqueue(state.redis, (told,))
-                yield from (step._replace(chance=True) for step in self.told(after, label, answer))
+                for step in self.told(after, label, answer):
+                    yield step._replace(chance=True, broken=step.broken or broken)
 
     def _choose(self, state: State) -> Iterator[Step]:
         withdrawn = spend(state, "withdraw")
@@ -148,14 +155,29 @@ class Protocol:
                 rows = put(state.rows, run, Row(DONE))
                 after = withdrawn._replace(rows=rows, letters=state.letters | {("finish", run)})
                 yield Step(f"{self.names[run]} is withdrawn", after, True)
-        for session, (now, version) in enumerate(state.lines):
-            changed = spend(state, "pause") if now == "active" else state
-            if changed is None:
-                continue
-            line = ("paused" if now == "active" else "active", version + 1)
+        cancelled = spend(state, "cancel")
+        for run, row in enumerate(state.rows if cancelled is not None else ()):
+            if row is not None and row.status == RUNNING and not row.stop and cancelled is not None:
+                rows = put(state.rows, run, row._replace(stop=True))
+                yield Step(f"{self.names[run]} is asked to stop", cancelled._replace(rows=rows), True)
+        for session, (now, _) in enumerate(state.lines):
+            if now == "active":
+                yield from self._move(state, session, "paused", "pause")
+                yield from self._move(state, session, "draining", "drain")
+            elif now == "paused":
+                yield from self._move(state, session, "active")
+            elif now == "draining" and not any(
+                is_open(row) for row, of in zip(state.rows, self.sessions, strict=True) if of == session
+            ):
+                yield from self._move(state, session, "completed")
+
+    def _move(self, state: State, session: int, target: str, chance: str = "") -> Iterator[Step]:
+        changed = spend(state, chance) if chance else state
+        if changed is not None:
+            line = (target, state.lines[session][1] + 1)
             lines = (*state.lines[:session], line, *state.lines[session + 1 :])
             after = changed._replace(lines=lines, letters=state.letters | {("state", session, line)})
-            yield Step(f"session {session} becomes {line[0]}", after, now == "active")
+            yield Step(f"session {session} becomes {target}", after, bool(chance))
 
     def _tell(self, state: State, letter: tuple[Any, ...]) -> Iterator[Step]:
         without = state._replace(letters=state.letters - {letter})
@@ -225,7 +247,7 @@ class Protocol:
         row, name, without = state.rows[run], self.processes[process], self.spec.without
         assert row is not None
         guards = claim_guards(state.rows, self._peers[run], self.slots[run], run, claim)
-        guards["claim.state"] = state.lines[self.sessions[run]][0] == "active"
+        guards["claim.state"] = state.lines[self.sessions[run]][0] in ("active", "draining")
         if not all(holds or guard in without for guard, holds in guards.items()):
             after = self.at(state, process, self.read_back(state, run, claim))
             return Step(f"{name} is refused {self.names[run]} #{claim}", after)
@@ -239,10 +261,16 @@ class Protocol:
             broken = f"{self.names[run]} is entered {started.attempt} times"
         elif row.status != PENDING:
             broken = f"{self.names[run]} starts although it is {row.status}"
+        elif row.stop:
+            broken = f"{self.names[run]} is entered again although it was asked to stop"
         elif not guards["claim.state"]:
             broken = f"{self.names[run]} starts in a paused session"
         label = f"{name} claims {self.names[run]} #{claim}"
         return Step(label, after._replace(rows=put(state.rows, run, started)), broken=broken)
+
+    def may_return(self, row: Row) -> bool:
+        """Say whether SQL lets a run wait for another attempt: not when a stop was asked for."""
+        return not row.stop or "requeue.stop" in self.spec.without
 
     def _run(self, state: State, process: int) -> Iterator[Step]:
         _, run, claim = state.doing[process]
@@ -255,7 +283,7 @@ class Protocol:
         ended = self.at(state, process, ("end", run))._replace(rows=put(state.rows, run, Row(DONE)))
         yield Step(f"{name} ends", ended, broken="" if is_current else f"{name} ends a newer attempt")
         failed = spend(state, "fail")
-        if failed is not None and row.attempt < self.spec.max_attempts:
+        if failed is not None and row.attempt < self.spec.max_attempts and self.may_return(row):
             failed = failed._replace(
                 rows=put(state.rows, run, row._replace(status=PENDING, executor="", waits=True))
             )

@@ -116,7 +116,7 @@ class RepairedProtocol(Protocol):
             ):
                 broken = f"{row.executor} was alive, and its attempt at {self.names[run]} was declared lost"
             again = row._replace(status=PENDING, executor="", waits=True)
-            row = again if row.attempt < self.spec.max_attempts else Row(DONE)
+            row = again if row.attempt < self.spec.max_attempts and self.may_return(row) else Row(DONE)
         after = state._replace(rows=put(state.rows, run, row))
         after = self.at(after, process, self.read_back(after, run, claim))
         return Step(f"the fate of {self.names[run]} #{claim} is written", after, broken=broken)

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from string import ascii_lowercase
 
 # Chances nobody may count on: faults, and what users choose to do.
-CHANCES = ("crash", "lose", "repeat", "suspect", "wipe", "lull", "withdraw", "fail", "pause")
+CHANCES = (
+    "crash",
+    "lose",
+    "repeat",
+    "suspect",
+    "wipe",
+    "lull",
+    "withdraw",
+    "fail",
+    "pause",
+    "cancel",
+    "drain",
+)
 
 
 def unchanged(verb: str, text: str) -> str:

@@ -20,6 +20,7 @@ class Row(NamedTuple):
     attempt: int = 0
     executor: str = ""
     waits: bool = False
+    stop: bool = False
 
 
 class State(NamedTuple):

@@ -39,6 +39,13 @@ SMALL: Final = {
     ),
     "no worker for a while": replace(_LINE, late=1, chances={"lull": 1}),
     "paused and resumed, a crash": Spec(sessions=((1, 1),), chances={"pause": 1, "crash": 1}),
+    "asked to stop, and anything once": replace(
+        _LINE, max_attempts=2, late=0, chances={"cancel": 1, "fail": 1, "crash": 1, "suspect": 1}, together=2
+    ),
+    "two slots, asked to stop, a suspicion": Spec(
+        sessions=((2, 2),), max_attempts=2, late=0, chances={"cancel": 1, "suspect": 1}
+    ),
+    "drained, a crash": replace(_LINE, late=1, chances={"drain": 1, "crash": 1}),
     "Redis wiped": replace(_PAIR, late=0, chances={"wipe": 1}),
 }
 
@@ -51,6 +58,21 @@ LARGE: Final = {
         _PAIR, repairers=2, max_attempts=2, late=0, chances=_ANY, together=2
     ),
     "paused and resumed, two runs, a crash": replace(_LINE, chances={"pause": 1, "crash": 1}),
+    "two slots under a limit of one, asked to stop, a crash": Spec(
+        sessions=((2, 2), (1, 1)),
+        limit=1,
+        max_attempts=2,
+        late=0,
+        chances={"cancel": 1, "crash": 1, "suspect": 1, "fail": 1},
+        together=2,
+    ),
+    "three slots, four runs": Spec(sessions=((3, 4),), executors=3, late=0),
+    "two slots, asked to stop, drained, a crash": Spec(
+        sessions=((2, 3),), late=0, chances={"cancel": 1, "drain": 1, "crash": 1}
+    ),
+    "Redis wiped while it drains, a crash": replace(
+        _LINE, late=1, chances={"wipe": 1, "drain": 1, "crash": 1}, together=2
+    ),
     "Redis wiped, one slot, a crash": replace(_LINE, late=1, chances={"wipe": 1, "crash": 1}),
     "Redis wiped, limit of one run, a crash": replace(_PAIR, late=0, chances={"wipe": 1, "crash": 1}),
 }
