@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
+import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from asm_celery.errors import CoordinationUnavailable
 from asm_celery.keys import Keys
 from asm_celery.model import Lease
 from asm_celery.queue.run_queue import Entry, Granted, Held, Line, RunQueue
@@ -336,6 +340,49 @@ class RunQueueMachine(RuleBasedStateMachine):
         self._same(self.queue.limiter_release(kind, slot), self.model.promote(), word)
         self._unchanged(lambda: self.queue.limiter_release(kind, slot), "absent")
 
+    @rule(is_emptied=st.booleans())
+    def lose_the_gate(self, is_emptied: bool) -> None:
+        """Redis is another process, and may have forgotten everything: nothing starts until SQL was told."""
+        if is_emptied:
+            self._empty()
+            self.model = Reference()
+        else:
+            self._command("SET", "gate", "another server")
+        self._rings([], [])
+        assert "mine" == self.queue.begin_restore("o", hold_s=LONG_S)
+        assert "busy" == self.queue.begin_restore("another", hold_s=LONG_S)
+
+        self._restore()
+
+    @rule(at=st.sampled_from(["leases", "known", "delayed", "turn", "settings", "capacity", "open:a"]))
+    def plant(self, at: str) -> None:
+        """What is not ours stands at a key of ours: it is refused by a name, and all is restored from SQL."""
+        self._command("DEL", at)
+        self._command("RPUSH", at, "not ours")
+        with suppress(CoordinationUnavailable):
+            self.queue.ring()
+        self._empty()
+        self.model = Reference()
+        assert "mine" == self.queue.begin_restore("o", hold_s=LONG_S)
+
+        self._restore()
+
+    @precondition(lambda self: self.model.runs)
+    @rule(data=st.data())
+    def run_out_of_memory(self, data: st.DataObject) -> None:
+        """What would grow is refused as a whole, what frees is done."""
+        run = data.draw(st.sampled_from(list(self.model.runs.values())), label="run")
+        word = run.state
+        before, _ = look(self.client, self.namespace)
+        with self._full(), pytest.raises(CoordinationUnavailable):
+            self.queue.enqueue(self._line("a"), [_entry(Saying("a99", "a", 99, "q", "pending", 0))])
+        assert before == look(self.client, self.namespace)[0]
+        with self._full():
+            freed = self.queue.finish(run.run_id)
+
+        self.model.forget(run)
+        self._same(freed, self.model.promote(), word)
+
     @invariant()
     def redis_agrees(self) -> None:
         """Redis agrees with itself and with the reference, and no room is left unused."""
@@ -349,6 +396,43 @@ class RunQueueMachine(RuleBasedStateMachine):
         is_plain = not self.model.callers and not self.model.calling_sessions
         if is_plain and not self.model.retired and not self.model.is_held:
             assert "" == idleness(facts)
+
+    @contextmanager
+    def _full(self) -> Iterator[None]:
+        self.client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            self.client.config_set("maxmemory", 0)
+
+    def _empty(self) -> None:
+        for key in self.client.scan_iter(match=f"{Keys(self.namespace).root}*", count=1000):
+            self.client.delete(key)
+
+    def _restore(self) -> None:
+        """Do what a restore does: limits and hold first, then what runs, then what waits, then the gate."""
+        workers = dict(self.model.workers)
+        self.model.max_runs, self.model.max_sessions = 2, 2
+        assert [] == self.queue.limiter_set(2, 2).leases
+        self.told_hold, self.model.is_held = len(self.holds) - 1, self.holds[-1]
+        if self.model.is_held:
+            self.model.hold()
+        assert [] == self.queue.hold(self.holds[-1], self.told_hold).leases
+        for status in ("running", "pending"):
+            for session_id in SESSIONS:
+                said = [
+                    sayings[-1]
+                    for sayings in self.said.values()
+                    if (sayings[-1].session_id, sayings[-1].status) == (session_id, status)
+                ]
+                if said:
+                    self.model.conform(self._about(session_id), session_id, said, revives=True)
+                    entries = [_entry(saying) for saying in said]
+                    assert [] == self.queue.enqueue(self._line(session_id), entries).leases
+        self._same(self.queue.open_gate("o"), self.model.promote(), "open")
+        if not workers:
+            self.announce("e1", 1, ("q",))
+            self.announce("e3", 1, ("r",))
 
     def _begun(self) -> list[Held]:
         seen = {held.run_id: held.beat for held in self.queue.observe()}
