@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 class Station:
     """A runtime whose dispatcher is its own executor."""
 
+    bell = None
+
     def __init__(self, config: Config) -> None:
         self.registry = AgentRegistry()
         self.runtime = Runtime(config, self.registry, self)
