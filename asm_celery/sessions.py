@@ -247,10 +247,12 @@ class AgentSessions:
     @property
     def celery_app(self) -> CeleryApp:
         """The Celery application: ``app = asm.celery_app`` makes a module a worker's module."""
-        with self._lock:
-            if self._app is None:
-                self._app = self._given_app or create_app(self.config, self._runtime)
-            return self._app
+        if self._app is None:
+            with self._lock:
+                if self._app is None:
+                    self._app = self._given_app or create_app(self.config, self._runtime)
+        # without the lock: who holds it may be waiting for a worker's thread, which asks for this
+        return self._app
 
     def close(self) -> None:
         """Stop the threads, connections and whatever `local` started; a later use connects anew."""

@@ -118,7 +118,8 @@ class WorkerProcess:
             return []
 
     def _kill_group(self) -> None:
-        for group in {self._group, self._process.group}:
+        # the number of what has ended may be another's by now
+        for group in () if self.has_ended else {self._group, self._process.group}:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
 
