@@ -250,9 +250,9 @@ class Heartbeat:
             self._attempts.wait(max(0.0, until))
 
     def _repairs(self) -> None:
-        # a fleet that was started at once must not look at once
+        # a fleet that was started at once must not look at once, nor come to look in step
         delay = random.uniform(0.0, self._config.repair_s)
-        while not self._stopping.wait(delay):
+        while not self._stopping.wait(delay * random.uniform(0.8, 1.0)):
             delay = self._config.repair_s
             found = self._guarded(self._recovery.repair)
             if found is not None:

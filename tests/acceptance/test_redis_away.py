@@ -37,6 +37,11 @@ class OwnRedis:
         """Stop it; what it held is gone."""
         self._server.stop()
 
+    def kill(self) -> None:
+        """End it by SIGKILL; what it held is gone."""
+        os.kill(self._server.pid, signal.SIGKILL)
+        self._server.stop()
+
     def give_back(self) -> None:
         """Start another, empty one at the same place."""
         self._server = EmbeddedServer.start(self._folder, persistent=False)

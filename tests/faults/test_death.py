@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,13 @@ import pytest
 from asm_celery import AgentSessions, Event, SessionServer, errors
 from asm_celery.config import Config
 from asm_celery.states import RunStatus
+from tests import invariants
 from tests.acceptance.conftest import FULL, Gate, StartWorker, asm, gate, ledger, worker
-from tests.acceptance.ledger import Ledger
+from tests.acceptance.ledger import VARIABLE, Ledger
 from tests.acceptance.test_redis_away import OwnRedis, own_redis
 from tests.conftest import environment
+from tests.faults.stage import Clock
+from tests.faults.stores import PostgresServer
 from tests.history import anomalies
 from tests.waiting import wait_until
 from tests.workers import ROOT, WorkerProcess
@@ -30,6 +33,7 @@ __all__ = ["asm", "gate", "ledger", "own_redis", "worker"]
 pytestmark = pytest.mark.either_database
 
 MODULE = "tests.faults.dying"
+ACCEPTANCE = "tests.acceptance.agents_module"
 # Silence is judged after these: whoever is quicker has not waited for it.
 PATIENT = {"lease_s": 30.0, "beat_s": 3.0}
 # What is promised of a killed child and a killed worker, and what is left to two busy cores.
@@ -193,9 +197,50 @@ def test_everything_killed_at_once_and_started_again_loses_nothing(
 ) -> None:
     """Workers, Redis and the client by SIGKILL: every run that was accepted has exactly one end."""
     settings = {"redis_url": own_redis.url, "connect_timeout_s": 1.0, "max_attempts": 2}
+
+    def restart() -> None:
+        own_redis.kill()
+        own_redis.give_back()
+
+    kill_and_start_again(config.model_copy(update=settings), settings, worker, ledger, tmp_path, restart)
+
+
+def test_everything_and_postgresql_killed_at_once_and_started_again_loses_nothing(
+    sqlite_config: Config, start_worker: StartWorker, own_redis: OwnRedis, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The database too, with its commits as durable as in production."""
+    sql = PostgresServer()
+    settings = {"redis_url": own_redis.url, "database_url": sql.url, "max_attempts": 2}
+    here = sqlite_config.model_copy(update={**settings, "connect_timeout_s": 1.0})
+
+    def start(pool: str, concurrency: int = 2, **_: object) -> WorkerProcess:
+        env = {**environment(here), VARIABLE: str(ledger.path)}
+        return start_worker(ACCEPTANCE, pool=pool, concurrency=concurrency, env=env)
+
+    def restart() -> None:
+        own_redis.kill()
+        sql.kill()
+        sql.start()
+        own_redis.give_back()
+
+    try:
+        kill_and_start_again(here, {}, start, ledger, tmp_path, restart)
+        invariants.check(here)
+    finally:
+        sql.stop()
+
+
+def kill_and_start_again(
+    here: Config,
+    settings: dict[str, object],
+    worker: StartWorker,
+    ledger: Ledger,
+    folder: Path,
+    restart: Callable[[], None],
+) -> None:
+    """Kill workers and client under load, restart the stores, start workers; see that nothing is lost."""
     workers = [worker(pool=pool, **settings) for pool in ("prefork", "threads")]
-    here = config.model_copy(update=settings)
-    accepted = tmp_path / "accepted"
+    accepted = folder / "accepted"
     client = subprocess.Popen(
         [sys.executable, "-c", _CLIENT, str(accepted)],
         env={**os.environ, **environment(here), "PYTHONPATH": str(ROOT)},
@@ -208,8 +253,7 @@ def test_everything_killed_at_once_and_started_again_loses_nothing(
     for one in workers:
         one.kill()
     client.wait(20)
-    own_redis.take_away()
-    own_redis.give_back()
+    restart()
     for pool in ("prefork", "threads"):
         worker(pool=pool, concurrency=4, **settings)
 
@@ -224,6 +268,37 @@ def test_everything_killed_at_once_and_started_again_loses_nothing(
             assert set(runs) <= {event.run_id for event in events}
             assert [] == anomalies(events, slots=1)
         wait_until(lambda: web.limiter.get_status().active_runs == 0, description="nothing is held any more")
+
+
+@pytest.mark.parametrize("is_worker", [True, False])
+def test_a_wall_clock_that_jumps_kills_nobody(
+    asm: AgentSessions,
+    config: Config,
+    worker: StartWorker,
+    gate: Gate,
+    ledger: Ledger,
+    tmp_path: Path,
+    is_worker: bool,
+) -> None:
+    """Of the worker that executes, or of the one that watches it: hours ahead, and back."""
+    clock = Clock(tmp_path)
+    if not clock.environment:
+        pytest.skip("no C compiler to make what shifts a clock")
+    living = worker(pool="threads", **(clock.environment if is_worker else {}))
+    server = asm.start_session("gate")
+    run_id = server.submit_run({"gate": str(gate), "value": "alive"}, max_attempts=2)
+    wait_until(lambda: ledger.entered() == [run_id], description="it is in flight")
+    observer = worker(pool="threads", **({} if is_worker else clock.environment))
+
+    for seconds in (3600, -3600, 0):
+        clock.set(seconds)
+        until = time.monotonic() + 1.5 * config.lease_s
+        wait_until(lambda until=until: time.monotonic() > until, description="a lease has passed")
+    gate.open()
+
+    result = server.await_run(run_id, timeout=30)
+    assert ("alive", 1) == (result.output, result.attempts)
+    assert "taken over" not in living.log + observer.log
 
 
 def all_events(server: SessionServer) -> list[Event]:
