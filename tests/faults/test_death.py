@@ -51,7 +51,12 @@ def lost(server: SessionServer, run_id: str) -> float:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_killed_by_kill_9_is_buried_at_once(
-    asm: AgentSessions, worker: StartWorker, gate: Gate, ledger: Ledger, pool: str
+    asm: AgentSessions,
+    worker: StartWorker,
+    gate: Gate,
+    ledger: Ledger,
+    pool: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Its guard has it written what becomes of its runs: long before any lease runs out."""
     dying = worker(pool=pool, **PATIENT)
@@ -63,7 +68,9 @@ def test_a_worker_killed_by_kill_9_is_buried_at_once(
 
     dying.die()
 
-    assert lost(servers[0], runs[0]) < PATIENT["lease_s"] / 2
+    took_s = lost(servers[0], runs[0])
+    record_property("seconds", f"{took_s:.2f}")
+    assert took_s < PATIENT["lease_s"] / 2
     wait_until(lambda: servers[1].get_run(runs[1]).attempt == 2, description="the other is entered again")
     gate.open()
     assert "next" == servers[0].await_run(follower, timeout=30).output
@@ -86,7 +93,11 @@ def test_what_a_burial_must_know_is_in_nobodys_command_line_or_environment(
 
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_poison_run_ends_failed_after_its_attempts(
-    asm: AgentSessions, worker: StartWorker, ledger: Ledger, attempts: int
+    asm: AgentSessions,
+    worker: StartWorker,
+    ledger: Ledger,
+    attempts: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """It kills its child each time; its session goes on, and its neighbours are untouched."""
     living = worker(MODULE, pool="prefork", retry_backoff_s=0.2)
@@ -97,6 +108,7 @@ def test_a_poison_run_ends_failed_after_its_attempts(
 
     took_s = lost(server, run_id)
 
+    record_property("seconds", f"{took_s:.2f}")
     assert took_s < attempts * CHILD_S * TIMES
     assert [run_id] * attempts == [one for one in ledger.entered() if one == run_id]
     gate_path.touch()
