@@ -92,7 +92,7 @@ def everything(world: World, before: Callable[[], None]) -> Counter[str]:
     doing(server.cancel_run, second)
     doing(server.submit_run, 3)
     doing(server.interrupt_run, doing(world.start).run.run_id)
-    world.runtime.coordinator.lose(server.status().in_flight_runs[0], 1, message="it was lost")
+    world.runtime.coordinator.lose(server.status().in_flight_runs[0], 1, "executor", message="it was lost")
     doing(server.append_events, [Event.new("remark", session.session_id)])
     for verb in (server.pause, server.resume, server.complete):
         doing(verb)
