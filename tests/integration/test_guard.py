@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from asm_celery.worker import process
+from asm_celery.worker import guard, process
 from tests.commanding import Owner, Word
 from tests.waiting import wait_until
 
@@ -241,6 +241,47 @@ def test_a_group_whose_number_is_anothers_by_now_is_spared() -> None:
 
         process.kill_group(stranger.pid, start)
         assert -signal.SIGKILL == stranger.wait(20)
+
+
+def test_only_who_executes_nothing_any_more_has_ended() -> None:
+    """Killed and not reaped, reaped, or its number another's; a living and a stopped one have not."""
+    with _session() as stranger:
+        start = process.start_time(stranger.pid)
+
+        living = process.has_ended(stranger.pid, start)
+        stranger.send_signal(signal.SIGSTOP)
+        stopped = process.has_ended(stranger.pid, start)
+        anothers = process.has_ended(stranger.pid, start - 1)
+        stranger.kill()
+        os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
+        killed = process.has_ended(stranger.pid, start)
+        stranger.wait(20)
+        reaped = process.has_ended(stranger.pid, start)
+
+    assert (False, False, True, True, True) == (living, stopped, anothers, killed, reaped)
+
+
+def test_only_executors_that_died_with_their_owner_are_buried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that left in good order, and not those of a process that lives."""
+    started: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(guard, "_start_burial", lambda text, names: started.append((text, names)))
+    monkeypatch.setattr(guard, "DIE_S", 0.1)
+    ends = os.pipe()
+    it = guard.Guard(ends[0])
+
+    with _session() as dead, _session() as living:
+        for name, one in (("lost", dead), ("left", dead), ("alive", living)):
+            start = process.start_time(one.pid)
+            it._obey(["executor", str(dead.pid), str(one.pid), str(start), name])
+        it._obey(["burial", "how"])
+        it._obey(["left", "left"])
+        dead.kill()
+        dead.wait(20)
+        it._end(list(it._owners.values()))
+
+    assert [("how", ["lost"])] == started
+    for end in ends:
+        os.close(end)
 
 
 def test_a_process_is_spared_when_nothing_is_looked_for() -> None:
