@@ -177,6 +177,16 @@ class Store:
         )
 
 
+def _warn_of_losses(connection: Any, _record: Any) -> None:
+    """Say it once a process when the server may lose what it has acknowledged: all promises stand on that."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name, setting FROM pg_settings WHERE name IN ('synchronous_commit', 'fsync')")
+        unsafe = [f"{name}={setting}" for name, setting in cursor.fetchall() if setting == "off"]
+    connection.rollback()
+    if unsafe:
+        log.warning("PostgreSQL may lose acknowledged runs and events when it crashes: %s", ", ".join(unsafe))
+
+
 def _begin_immediate(connection: Connection, wait_s: float) -> None:
     """Take SQLite's write lock.
 
@@ -204,7 +214,7 @@ def _engine(config: Config) -> Engine:
     url = config.database_url
     timeout = config.connect_timeout_s
     if url.startswith("postgresql"):
-        return create_engine(
+        server = create_engine(
             url,
             pool_size=config.pool_size,
             max_overflow=config.pool_size + 1,
@@ -223,6 +233,8 @@ def _engine(config: Config) -> Engine:
                 "application_name": f"asm_celery {config.namespace}",
             },
         )
+        event.listen(server, "first_connect", _warn_of_losses)
+        return server
     path = url.removeprefix("sqlite:///")
     if path and path != ":memory:":
         try:

@@ -170,7 +170,11 @@ class RunQueries:
         return {row.run_id: (row.executor, row.claims) for row in rows}
 
     def open_page(self, *, after: str = "", limit: int = 500, run_ids: Sequence[str] = ()) -> list[OpenRun]:
-        """Return open runs by id above `after` (index runs_open_id), or those of `run_ids`."""
+        """Return open runs by id above `after` (index runs_open_id), or all those of `run_ids`."""
+        if len(run_ids) > limit:
+            # each of them is asked for: one that is left out would be taken for one that is over
+            pieces = [run_ids[start : start + limit] for start in range(0, len(run_ids), limit)]
+            return [run for piece in pieces for run in self.open_page(run_ids=piece, limit=limit)]
         query = (
             select(
                 runs.c.run_id,

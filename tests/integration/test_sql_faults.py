@@ -432,3 +432,19 @@ def test_an_unanswered_commit_is_not_taken_for_one_that_failed(
         monkeypatch.undo()
 
         assert 2 == here.log.page(session_id, after=0, limit=9).head
+
+
+@on_postgresql
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_a_database_that_may_lose_commits_is_told_at_the_first_connection(
+    config: Config, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything stands on what SQL has acknowledged; `synchronous_commit=off` is for tests."""
+    with plain(config) as other:
+        name = other.info.dbname
+        other.execute(f"ALTER DATABASE {name} SET synchronous_commit TO {setting}")  # type: ignore[arg-type]
+
+    with place(config) as here:
+        here.session()
+
+    assert (setting == "off") == ("synchronous_commit=off" in caplog.text)
