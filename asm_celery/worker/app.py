@@ -55,7 +55,7 @@ def _register(app: Celery, runtime_of: Callable[[], Runtime], *, is_ours: bool) 
     @app.task(name=TASK, shared=False, ignore_result=True, acks_late=False, max_retries=0, **options)
     def run(*given: Any, **named: Any) -> str | None:
         bell = heard(given, named)
-        return None if bell is None else host.executor.execute(*bell)
+        return None if bell is None else host.execute(*bell)
 
 
 def _settings(config: Config) -> dict[str, Any]:

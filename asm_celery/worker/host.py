@@ -21,6 +21,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.board import Board, ChildSeat
+from asm_celery.worker.ears import SHORTEST_S, Ears
 from asm_celery.worker.executor import Executor
 from asm_celery.worker.guard_link import link
 from asm_celery.worker.heartbeat import Heartbeat
@@ -51,6 +52,7 @@ class ExecutorHost:
         self._executor: Executor | None = None
         self._heartbeat: Heartbeat | None = None
         self._writer: EventWriter | None = None
+        self._ears: Ears | None = None
 
     @property
     def executor(self) -> Executor:
@@ -78,6 +80,7 @@ class ExecutorHost:
         board: Board | None = None,
         tick: Callable[[], None] | None = None,
         on_lost: Callable[[int | None], None] | None = None,
+        waiting: Callable[[], int] | None = None,
     ) -> None:
         """Start executing; connects in its threads only, so it returns at once.
 
@@ -85,6 +88,7 @@ class ExecutorHost:
             board: in a prefork child, its worker's; None where threads execute.
             tick: called twice a second as a sign of life, where there is no board.
             on_lost: called with the id of a thread whose attempt was given up.
+            waiting: how many messages wait for this worker; None: nobody looks whether it is deaf.
         """
         runtime = self._runtime_of()
         config, name, coordinator = runtime.config, new_executor_id(), runtime.coordinator
@@ -128,9 +132,25 @@ class ExecutorHost:
             retirement=retirement,
         )
         self._heartbeat.start()
+        if waiting is not None:
+            self._ears = Ears(
+                max(6 * config.ring_s, SHORTEST_S),
+                is_free=lambda: len(attempts.all()) < slots and not retirement.has_begun,
+                waiting=waiting,
+                on_deaf=retirement.replace,
+            )
+            self._ears.start()
+
+    def execute(self, run_id: str, claim: int) -> str | None:
+        """Answer a doorbell."""
+        if self._ears is not None:
+            self._ears.heard()
+        return self.executor.execute(run_id, claim)
 
     def stop(self) -> None:
         """End the threads; safe to repeat, and where nothing was started."""
+        if self._ears is not None:
+            self._ears.stop()
         if self._executor is not None and self._heartbeat is not None and self._writer is not None:
             if self._heartbeat.stop():
                 link().left(self._executor.name)

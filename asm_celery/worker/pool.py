@@ -83,6 +83,10 @@ class Retirement:
         """Take no new runs; what runs has its time to end."""
         self._page[0] |= 1
 
+    def replace(self) -> None:
+        """End, because this worker hears nothing any more, and start anew."""
+        self._page[0] |= 5
+
     def hurry(self) -> None:
         """Ask what still runs to leave now."""
         self._page[0] |= 3
@@ -96,3 +100,8 @@ class Retirement:
     def is_hurried(self) -> bool:
         """True once nobody waits for what still runs."""
         return bool(self._page[0] & 2)
+
+    @property
+    def is_deaf(self) -> bool:
+        """True once an executor of this worker found that it hears no doorbells."""
+        return bool(self._page[0] & 4)

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Final
 
 from celery import Celery, bootsteps, current_app, signals
 from celery.apps.worker import Worker
@@ -23,12 +24,17 @@ from asm_celery.runtime import Runtime
 from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
 from asm_celery.worker.children import SILENCE, ChildWatch
+from asm_celery.worker.ears import count_waiting
 from asm_celery.worker.guard_link import die_with_parent, link
 from asm_celery.worker.heartbeat import announced_name
 from asm_celery.worker.host import ExecutorHost, cancel_revoked
 from asm_celery.worker.threads import replace_at_exit
 
 log = logging.getLogger("asm_celery.worker")
+
+_HEARING_S: Final = 1.0
+# What a worker's end takes besides its runs.
+_LEAVE_S: Final = 10.0
 
 
 class WorkerLife:
@@ -61,6 +67,7 @@ class WorkerLife:
         self._main = 0
         self._is_scaled = False
         self._was_told = False
+        self._ended = threading.Event()
         self._pool: Any = None
         self._board: Board | None = None
         self._watch: ChildWatch | None = None
@@ -107,6 +114,8 @@ class WorkerLife:
     def on_started(self, worker: Any) -> None:
         """The pool is up, the consumer is not."""
         self._pool = worker.pool
+        if self._is_program:
+            threading.Thread(target=self._watch_hearing, name="asm-hearing", daemon=True).start()
         silence_s = SILENCE * self._runtime_of().config.lease_s
         if self._executes_here:
             if threading.current_thread() is threading.main_thread():
@@ -117,6 +126,22 @@ class WorkerLife:
         elif self._board is not None:
             self._watch = ChildWatch(self._board, silence_s=silence_s)
             self._watch.start()
+
+    def _watch_hearing(self) -> None:
+        """Start this worker anew when it is deaf: from within, or if its loop turns no more, by its end."""
+        grace_s = self._runtime_of().config.shutdown_grace_s + _LEAVE_S
+        while not self._retirement.is_deaf:
+            if self._ended.wait(_HEARING_S):
+                return
+        log.error("doorbells wait and this worker hears none: it ends when its runs have, and starts anew")
+        replace_at_exit()
+        flags: Any = state
+        flags.should_stop = os.EX_OK
+        if not self._ended.wait(grace_s):
+            log.error(
+                "this worker's loop does not turn: it ends now, and whoever supervises it starts it anew"
+            )
+            os._exit(os.EX_TEMPFAIL)
 
     def on_closing(self, worker: Any) -> None:
         """The worker takes no more messages and waits for what runs; however it was told to."""
@@ -157,6 +182,7 @@ class WorkerLife:
 
     def _on_end(self, sender: Any, **_: Any) -> None:
         if sender.app is self._app:
+            self._ended.set()
             if self._is_program:
                 # it ticks no more
                 link().watch(os.getpid())
@@ -209,15 +235,17 @@ class WorkerLife:
             flags.should_stop = os.EX_OK
 
     def _start(self, worker: str, slots: int) -> None:
+        queues = list(self._app.amqp.queues.consume_from)
         self._host.start(
             worker=worker,
             incarnation=self._incarnation,
             slots=slots,
-            queues=list(self._app.amqp.queues.consume_from),
+            queues=queues,
             retirement=self._retirement,
             board=self._board,
             tick=link().tick if self._is_program else None,
             on_lost=self._on_lost,
+            waiting=partial(count_waiting, self._app, queues) if self._is_program and self._is_ours else None,
         )
         if self._is_program:
             link().executor(self._host.executor.name, self._main)
