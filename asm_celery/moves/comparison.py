@@ -104,6 +104,9 @@ class Comparison:
                 self._queue.remove(found.subject)
                 return "removed"
             case "not_ours" | "damaged":
+                if found.kind == "not_ours":
+                    # also when another has just cleared all, and before this came
+                    self._queue.remove(found.subject)
                 self._restore.rebuild(CoordinationDamaged(f"Redis holds what is not ours: {found.subject}"))
                 return "cleared and restored"
             case "limits_differ":

@@ -69,7 +69,19 @@ class Caller:
 
     def _call(self, verb: str, *arguments: Any) -> Any:
         with reaching(self._url):
-            return self._scripts[verb](keys=[self._root], args=arguments)
+            return self._scripts[verb](keys=[self._root], args=[named(one) for one in arguments])
+
+
+def loose(value: bytes | str) -> str:
+    """Read whatever anybody wrote, so that it can be named, and removed."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def named(value: Any) -> Any:
+    """Return what `loose` read as Redis has it; anything else as it is."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="surrogateescape")
+    return value
 
 
 def flat_line(line: Line) -> tuple[Any, ...]:

@@ -54,8 +54,6 @@ def connect(config: Config, *, blocking: bool = False) -> redis.Redis:
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.1), 0 if blocking else 1),
         max_connections=1000,
         client_name="asm_celery",
-        # what others put at our keys is no UTF-8, and must be named to be removed
-        encoding_errors="surrogateescape",
         **tcp,
     )
 

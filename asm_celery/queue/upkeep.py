@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from asm_celery.queue.caller import Caller, Entry, Granted, Line, flat_entries, flat_line, text_of
+from asm_celery.queue.caller import (
+    Caller,
+    Entry,
+    Granted,
+    Line,
+    flat_entries,
+    flat_line,
+    loose,
+    named,
+    text_of,
+)
 from asm_celery.queue.connection import check_version, evicts, reaching
 
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 500
-_CLEARING_S: Final = 10.0
+# All workers meet the same damage at once, and one clearing is enough for them.
+_CLEARING_S: Final = 2.0
 # The types of the keys below the root, as includes/keys.lua lists them; a name with a colon stands for all
 # that begin so.
 TYPES: Final = {
@@ -126,7 +137,7 @@ class Upkeep(Caller):
             for name in names:
                 verb = read[type_of(name) or "set"]
                 tail = (0, -1) if verb == "ZRANGE" else ()
-                pipeline.execute_command(verb, self._root + name, *tail)  # type: ignore[no-untyped-call]
+                pipeline.execute_command(verb, named(self._root + name), *tail)  # type: ignore[no-untyped-call]
             answers = pipeline.execute()
         return {name: {loose(item) for item in answer} for name, answer in zip(names, answers, strict=True)}
 
@@ -152,7 +163,7 @@ class Upkeep(Caller):
     def remove(self, name: str) -> None:
         """Remove a key of the namespace that is none of ours."""
         with reaching(self._url):
-            self._client.unlink(self._root + name)
+            self._client.unlink(named(self._root + name))
 
     def clear(self) -> bool:
         """Throw away all that Redis holds of the namespace, the gate first; False: another just did.
@@ -193,8 +204,3 @@ class Upkeep(Caller):
 def type_of(name: str) -> str | None:
     """Return the type that a key of this name below the root must have; None: none of ours."""
     return TYPES.get(name) or TYPES.get(name.partition(":")[0] + ":")
-
-
-def loose(value: bytes | str) -> str:
-    """Read whatever anybody wrote, so that it can be named, and removed."""
-    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
