@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from collections import Counter
@@ -12,16 +13,18 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 from sqlalchemy import event as listening
 
 from asm_celery.config import Config
 from asm_celery.errors import StorageBusy, StorageConnectionFailed, StorageError
+from asm_celery.events.cursor import Place, begin_at
 from asm_celery.model import Event, Session
 from asm_celery.moves.outcome import Outcome
 from asm_celery.states import RunStatus
 from asm_celery.store.database import Store
 from asm_celery.store.faults import CommitUnknown, retried
-from tests.following import place
+from tests.following import LossyBus, place
 from tests.integration.station import station
 from tests.sql_proxy import SqlProxy, sql_proxy
 from tests.waiting import wait_until
@@ -448,3 +451,51 @@ def test_a_database_that_may_lose_commits_is_told_at_the_first_connection(
         here.session()
 
     assert (setting == "off") == ("synchronous_commit=off" in caplog.text)
+
+
+@on_postgresql
+@pytest.mark.timeout(300)
+def test_a_transcript_is_the_log_whatever_is_cut_lost_and_repeated(config: Config, proxy: SqlProxy) -> None:
+    """Readers that resume by cursor at random, slow or not, through cut SQL and pub/sub connections."""
+    count, chance = 3_000, random.Random(13)
+    behind = config.model_copy(update={"database_url": proxy.url})
+    with place(config, bus=LossyBus) as writer, place(behind) as reader, ThreadPoolExecutor(4) as threads:
+        session_id = writer.session()
+
+        def follow(per_connection: int, is_slow: bool) -> list[int]:
+            taken: list[int] = []
+            seen: Place | None = None
+            while True:
+                begin = 0 if seen is None else seen.sequence + 1
+                with reader.follow(session_id, from_sequence=begin, seen=seen) as events:
+                    for _ in range(per_connection):
+                        event = tried_again(events.get)
+                        if event is None:
+                            return taken
+                        taken.append(event.sequence)
+                        if is_slow and event.sequence % 100 == 0:
+                            threading.Event().wait(0.02)
+                    seen = begin_at(events.cursor or "", what="cursor")[1]
+
+        def tried_again(get: Callable[[], Event | None]) -> Event | None:
+            while True:
+                try:
+                    return get()
+                except StorageConnectionFailed:
+                    continue
+
+        following = [
+            threads.submit(follow, *how) for how in ((10**9, False), (10**9, True), (97, False), (411, True))
+        ]
+        with closing(redis.Redis.from_url(config.redis_url)) as client:
+            head = 1
+            while head < count:
+                head = writer.say(session_id, chance.choice((1, 2, 20, 64)))
+                if chance.random() < 0.2:
+                    client.client_kill_filter(_type="pubsub")
+                if chance.random() < 0.2:
+                    proxy.cut_all()
+        last = writer.end_session(session_id)
+
+        for one in following:
+            assert list(range(1, last + 1)) == one.result(timeout=120)
