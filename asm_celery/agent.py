@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from asm_celery.checks import check_count, check_seconds
 from asm_celery.errors import AgentNotFound, AlreadyExists, ValidationError
+from asm_celery.showing import shown
 
 Agent = Callable[[Any, Any], Any]
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
@@ -25,9 +26,9 @@ def check_agent_name(name: object) -> str:
     if isinstance(name, str) and _NAME.match(name):
         return name
     raise ValidationError(
-        f"{str(name)[:80]!r} cannot be an agent's name: use 1 to 64 of A-Z a-z 0-9 _ . - , "
+        f"{shown(name)} cannot be an agent's name: use 1 to 64 of A-Z a-z 0-9 _ . - , "
         "beginning with a letter or _",
-        details={"field": "agent", "value": str(name)[:200]},
+        details={"field": "agent", "value": shown(name, 200)},
     )
 
 
@@ -87,7 +88,7 @@ class AgentRegistry:
         check_agent_name(name)
         if not callable(call) or not _takes_two(call):
             raise ValidationError(
-                f"agent {name!r} must be callable as (ctx, input), got {call!r:.80}",
+                f"agent {name!r} must be callable as (ctx, input), got {shown(call)}",
                 details={"field": "agent", "value": name},
             )
         spec = AgentSpec(
@@ -105,7 +106,7 @@ class AgentRegistry:
         known = self._specs.get(name)
         if known is not None and not _same_code(known.call, call):
             raise AlreadyExists(
-                f"agent {name!r} is registered already, for {known.call!r:.80}: choose another name",
+                f"agent {name!r} is registered already, for {shown(known.call)}: choose another name",
                 details={"agent": name},
             )
         self._specs[name] = spec
@@ -138,12 +139,10 @@ class AgentRegistry:
 
 def _words(name: str, capabilities: Collection[str]) -> frozenset[str]:
     # a string is a collection of strings too, and "pause" would be five capabilities
-    is_legal = not isinstance(capabilities, str) and all(
-        isinstance(word, str) and _NAME.match(word) for word in capabilities
-    )
-    if not is_legal:
+    is_legal = isinstance(capabilities, Collection) and not isinstance(capabilities, str)
+    if not is_legal or not all(isinstance(word, str) and _NAME.match(word) for word in capabilities):
         raise ValidationError(
-            f"capabilities={capabilities!r:.80} of agent {name!r} must be a collection of words, such as {{'pause'}}",
+            f"capabilities={shown(capabilities)} of agent {name!r} must be a collection of words, such as {{'pause'}}",
             details={"field": "capabilities", "agent": name},
         )
     return frozenset(capabilities)

@@ -1,11 +1,14 @@
-"""The door's rules for plain values: ids, seconds, counts.  Each returns the value or teaches."""
+"""The door's rules for plain values: ids, words, seconds, counts.  Each returns the value or teaches."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
 
 from asm_celery.errors import RunNotFound, SessionNotFound, ValidationError
+from asm_celery.showing import shown
 
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}\Z")
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{32}\Z")
@@ -20,9 +23,9 @@ def check_session_id(session_id: object) -> str:
     if isinstance(session_id, str) and _SESSION_ID.match(session_id):
         return session_id
     raise SessionNotFound(
-        f"there is no session {str(session_id)[:80]!r}: an id has 1 to 128 of A-Z a-z 0-9 . _ : @ - "
+        f"there is no session {shown(session_id)}: an id has 1 to 128 of A-Z a-z 0-9 . _ : @ - "
         "and begins with a letter or digit",
-        details={"session_id": str(session_id)[:200]},
+        details={"session_id": shown(session_id, 200)},
     )
 
 
@@ -32,7 +35,7 @@ def check_new_session_id(session_id: object) -> str:
         return check_session_id(session_id)
     except SessionNotFound as cause:
         raise ValidationError(
-            f"{str(session_id)[:80]!r} cannot be a session id: use 1 to 128 of A-Z a-z 0-9 . _ : @ - , "
+            f"{shown(session_id)} cannot be a session id: use 1 to 128 of A-Z a-z 0-9 . _ : @ - , "
             "beginning with a letter or digit",
             details=cause.details,
         ) from None
@@ -48,8 +51,24 @@ def check_run_id(run_id: object) -> str:
     if isinstance(run_id, str) and is_run_id(run_id):
         return run_id
     raise RunNotFound(
-        f"there is no run {str(run_id)[:80]!r}: a run id is run_ and 32 hex digits, as submit_run returns it",
-        details={"run_id": str(run_id)[:200]},
+        f"there is no run {shown(run_id)}: a run id is run_ and 32 hex digits, as submit_run returns it",
+        details={"run_id": shown(run_id, 200)},
+    )
+
+
+def check_words(value: object, *, what: str, maximum: int = 255) -> str:
+    """Return text of a caller's own, such as a key or a name.
+
+    It goes into SQL, Redis and logs, so it has 1 to `maximum` characters, all of them printable.
+
+    Raises:
+        ValidationError: anything else.
+    """
+    if isinstance(value, str) and 1 <= len(value) <= maximum and value.isprintable():
+        return value
+    raise ValidationError(
+        f"{what}={shown(value)} must be a string of 1 to {maximum} printable characters",
+        details={"field": what},
     )
 
 
@@ -58,7 +77,28 @@ def check_actor(by: object) -> str:
     if isinstance(by, str) and 1 <= len(by) <= 200 and by.isprintable():
         return by
     raise ValidationError(
-        f"by={by!r:.80} must say in 1 to 200 printable characters who asks for this", details={"field": "by"}
+        f"by={shown(by)} must say in 1 to 200 printable characters who asks for this", details={"field": "by"}
+    )
+
+
+def check_list(values: object, *, what: str, maximum: int = 1_000_000) -> list[Any]:
+    """Return a collection as a list; raises ValidationError for text, a map, too many, or no collection."""
+    is_legal = isinstance(values, Iterable) and not isinstance(values, (str, bytes, bytearray, Mapping))
+    found = list(values) if isinstance(values, Iterable) and is_legal else []
+    if is_legal and len(found) <= maximum:
+        return found
+    raise ValidationError(
+        f"{what}={shown(values)} must be a list, or another collection, of at most {maximum}",
+        details={"field": what},
+    )
+
+
+def check_time(value: object, *, what: str) -> datetime:
+    """Return an aware time; raises ValidationError for anything else, such as a time without a zone."""
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value
+    raise ValidationError(
+        f"{what}={shown(value)} must be an aware datetime, such as datetime.now(UTC)", details={"field": what}
     )
 
 
@@ -73,11 +113,12 @@ def check_seconds(
     if value is None and optional:
         return None
     legal = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not legal or not minimum <= float(value or 0) < 1e9:
+    # compared as it is: a whole number may be too large for a float
+    if not legal or not minimum <= (value or 0) < 1e9:
         raise ValidationError(
-            f"{what}={value!r} is not a number of seconds of at least {minimum:g}"
+            f"{what}={shown(value)} is not a number of seconds of at least {minimum:g}"
             + (": give one, or None for no limit" if optional else ""),
-            details={"field": what, "value": repr(value), "minimum": minimum},
+            details={"field": what, "value": shown(value), "minimum": minimum},
         )
     return float(value or 0)
 
@@ -86,7 +127,7 @@ def check_count(value: object, *, what: str, minimum: int, maximum: int = 1_000_
     """Return a whole number in ``minimum..maximum``; raises ValidationError naming value and rule."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         raise ValidationError(
-            f"{what}={value!r} must be a whole number from {minimum} to {maximum}",
-            details={"field": what, "value": repr(value), "minimum": minimum, "maximum": maximum},
+            f"{what}={shown(value)} must be a whole number from {minimum} to {maximum}",
+            details={"field": what, "value": shown(value), "minimum": minimum, "maximum": maximum},
         )
     return value

@@ -8,40 +8,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Final
 
 from asm_celery.errors import InvalidInput, StorageError
+from asm_celery.showing import shown
 
+# deeper JSON is read by no program with the default settings of every language, and by ours not on every stack
+MAX_DEPTH: Final = 64
 type_names = "null, true, false, numbers, strings, lists and objects with string keys"
 
 JSONValue = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
-def _checked_keys(value: Any) -> None:
-    # json.dumps would quietly turn the keys 1, None and True into strings
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            for key in item:
-                if not isinstance(key, str):
-                    raise TypeError(f"object key {key!r} is not a string")
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            stack.extend(item)
+def _check_shape(value: Any, most: int) -> None:
+    # level by level, so that a deep value needs no deep stack
+    level, depth, count = [value], 0, 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    # json.dumps would quietly turn the keys 1, None and True into strings
+                    if not isinstance(key, str):
+                        raise TypeError(f"object key {shown(key)} is not a string")
+                below.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                below.extend(item)
+            # each takes a byte at least: a few lists that hold each other many times are many values
+            if count + len(below) > most:
+                raise ValueError(f"it has more values than fit into {most} bytes")
+        level, depth, count = below, depth + 1, count + len(below)
 
 
 def encode(value: Any, *, what: str, max_bytes: int) -> str:
     """Return `value` as JSON text of at most `max_bytes`.
 
     Raises:
-        InvalidInput: not JSON, nested too deeply, or too large; names `what`, the rule and the remedy.
+        InvalidInput: not JSON, nested more than 64 deep, or too large; names `what`, the rule and the remedy.
     """
     try:
+        _check_shape(value, max_bytes)
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-        _checked_keys(value)
-    except (TypeError, ValueError, RecursionError) as cause:
-        reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
+    except (TypeError, ValueError) as cause:
+        reason = str(cause)
         raise InvalidInput(
             f"{what} of type {type(value).__name__} is not JSON ({reason}): use {type_names}",
             details={"what": what, "reason": reason},

@@ -10,11 +10,10 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
@@ -27,6 +26,8 @@ from pydantic_settings import (
 
 from asm_celery.errors import ValidationError
 from asm_celery.keys import Keys
+from asm_celery.showing import mask, shown
+from asm_celery.urls import unsafe_broker, unsafe_database, why_malformed
 
 log = logging.getLogger("asm_celery")
 
@@ -51,6 +52,8 @@ class Config(BaseSettings):
     """sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME."""
     broker_url: str | None = None
     """Celery's broker; None: the coordination server."""
+    allow_insecure: bool = False
+    """Use a Redis, broker or PostgreSQL on another machine although its URL has no password."""
     namespace: str = "default"
     """One installation's prefix in Redis; two namespaces never meet."""
     home: str = ".asm"
@@ -147,7 +150,7 @@ class Config(BaseSettings):
     @classmethod
     def default(cls, name: str) -> Any:
         """Return a setting's built-in default, whatever overrides or the environment say."""
-        _refuse_unknown(cls, {name: None})
+        _refuse_unknown(cls, [name])
         return cls.model_fields[name].default
 
     @classmethod
@@ -181,11 +184,11 @@ class Config(BaseSettings):
 
     def masked(self) -> dict[str, Any]:
         """Return all settings with passwords in URLs hidden, for logs and `asm doctor`."""
-        shown: dict[str, Any] = self.model_dump()
+        values: dict[str, Any] = self.model_dump()
         for name in ("redis_url", "database_url", "broker_url"):
-            if shown[name]:
-                shown[name] = mask(shown[name])
-        return shown
+            if values[name]:
+                values[name] = mask(values[name])
+        return values
 
     def __repr_args__(self) -> Any:
         return list(self.masked().items())
@@ -197,6 +200,14 @@ class Config(BaseSettings):
             Keys(value)
         except ValidationError as cause:
             raise ValueError(cause.message) from None
+        return value
+
+    @field_validator("redis_url", "broker_url", "database_url")
+    @classmethod
+    def _is_readable(cls, value: str | None) -> str | None:
+        problem = why_malformed(value) if value else None
+        if problem:
+            raise ValueError(problem)
         return value
 
     @field_validator("database_url")
@@ -214,6 +225,23 @@ class Config(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _asks_for_passwords(self) -> Self:
+        found = {
+            "redis_url": unsafe_broker(self.redis_url),
+            "broker_url": unsafe_broker(self.broker_url or ""),
+            "database_url": unsafe_database(self.database_url),
+        }
+        for name, host in found.items():
+            if host is not None and not self.allow_insecure:
+                raise ValueError(
+                    f"{name} (ASM_{name.upper()}) reaches {shown(host)} without a password: who reaches it too can "
+                    "start, stop and read everything; give it one (redis://:PASSWORD@HOST, "
+                    "postgresql://USER:PASSWORD@HOST), or set allow_insecure (ASM_ALLOW_INSECURE=true) where the "
+                    "network is yours alone"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _lease_outlasts_beats(self) -> Self:
         if self.lease_s < 3 * self.beat_s:
             raise ValueError(
@@ -223,22 +251,13 @@ class Config(BaseSettings):
         return self
 
 
-def mask(url: str) -> str:
-    """Return a URL with its password replaced by ***."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
-
-
-def _refuse_unknown(kind: type[Config], values: dict[str, Any]) -> None:
-    for name in values:
-        if name not in kind.model_fields:
-            near = difflib.get_close_matches(name, kind.model_fields, n=1)
+def _refuse_unknown(kind: type[Config], names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(name, str) or name not in kind.model_fields:
+            near = difflib.get_close_matches(shown(name).strip("'"), kind.model_fields, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValidationError(
-                f"{name!r} is not a setting{hint}", details={"field": name, "nearest": near}
+                f"{shown(name)} is not a setting{hint}", details={"field": shown(name), "nearest": near}
             )
 
 
@@ -258,8 +277,12 @@ def _taught(cause: PydanticError) -> ValidationError:
         name = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if name:
-            shown = mask(str(problem["input"])) if name.endswith("url") else repr(problem["input"])
-            lines.append(f"{name} (ASM_{name.upper()}) = {shown:.80}: {message}")
+            given = problem["input"]
+            if name.endswith("url") and isinstance(given, str):
+                # of one that cannot be read, nobody knows where its password stands
+                given = mask(given) if why_malformed(given) is None else ...
+            value = shown(given)
+            lines.append(f"{name} (ASM_{name.upper()}) = {value}: {message}")
         else:
             lines.append(message)
     return ValidationError("; ".join(lines), details={"problems": lines})

@@ -55,6 +55,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from asm_celery.codes import CODES, category, is_code
+from asm_celery.showing import shown
 
 __all__ = [
     "CODES",
@@ -174,11 +175,11 @@ class AsmError(Exception):
     @staticmethod
     def from_map(source: Mapping[str, Any]) -> AsmError:
         """Read what `to_map` wrote; raises ValidationError for an empty map or an unknown code."""
-        code = source.get("code")
+        code = source.get("code") if isinstance(source, Mapping) else None
         if not is_code(code):
             raise ValidationError(
-                f"an error map needs a known code, got {code!r}: use one of errors.CODES",
-                details={"field": "code", "value": repr(code)},
+                f"an error map needs a known code, got {shown(code)}: use one of errors.CODES",
+                details={"field": "code", "value": shown(code)},
             )
         return of_code(
             str(code),

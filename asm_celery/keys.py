@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from asm_celery.errors import ValidationError
+from asm_celery.showing import shown
 
 FORMAT_VERSION = 1
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -22,11 +23,11 @@ class Keys:
     namespace: str
 
     def __post_init__(self) -> None:
-        if not _NAMESPACE.match(self.namespace):
+        if not isinstance(self.namespace, str) or not _NAMESPACE.match(self.namespace):
             raise ValidationError(
-                f"namespace {self.namespace[:80]!r} must be 1 to 64 of A-Z a-z 0-9 _ . - "
+                f"namespace {shown(self.namespace)} must be 1 to 64 of A-Z a-z 0-9 _ . - "
                 "and begin with a letter or digit",
-                details={"field": "namespace", "value": self.namespace[:200]},
+                details={"field": "namespace", "value": shown(self.namespace, 200)},
             )
 
     @property

@@ -13,12 +13,13 @@ import threading
 import time
 from dataclasses import dataclass
 
-from asm_celery.checks import check_count, check_seconds
+from asm_celery.checks import check_count, check_seconds, check_words
 from asm_celery.config import Config
 from asm_celery.errors import AsmError, RunLimitExceeded, SessionLimitExceeded, ValidationError
 from asm_celery.events.log import EventLog
 from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.restore import NO_LIMIT, RUN_LIMIT, SESSION_LIMIT, Restore
+from asm_celery.showing import shown
 from asm_celery.store.faults import retried
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class ConcurrencyLimiter:
             SessionLimitExceeded: the limit is reached (after `timeout`).
             CoordinationUnavailable: Redis is away.
         """
+        check_words(session_id, what="session_id")
         limit, active = self._acquire(_SESSIONS, session_id, "", timeout)
         if active:
             raise SessionLimitExceeded(
@@ -82,7 +84,7 @@ class ConcurrencyLimiter:
 
     def release_session_slot(self, session_id: str) -> None:
         """Give a session's slot back, and those of its runs; unknown or given back already is fine."""
-        self._release(_SESSIONS, session_id)
+        self._release(_SESSIONS, check_words(session_id, what="session_id"))
 
     def acquire_run_slot(self, session_id: str, run_id: str, *, timeout: float | None = None) -> None:
         """Take a slot for a run of the caller's own; the limit is over all sessions, the same id counts once.
@@ -91,6 +93,8 @@ class ConcurrencyLimiter:
             RunLimitExceeded: the limit is reached (after `timeout` seconds).
             CoordinationUnavailable: Redis is away.
         """
+        check_words(session_id, what="session_id")
+        check_words(run_id, what="run_id")
         limit, active = self._acquire(_RUNS, run_id, session_id, timeout)
         if active:
             raise RunLimitExceeded(
@@ -102,7 +106,7 @@ class ConcurrencyLimiter:
 
     def release_run_slot(self, run_id: str) -> None:
         """Give a run's slot back; unknown or given back already is fine."""
-        self._release(_RUNS, run_id)
+        self._release(_RUNS, check_words(run_id, what="run_id"))
 
     def get_status(self) -> LimiterStatus:
         """Return what is taken: by dispatched runs and by callers together. One script."""
@@ -203,7 +207,9 @@ def _stored(name: str, value: float) -> str:
     if value == math.inf:
         return NO_LIMIT
     if isinstance(value, float) and not value.is_integer():
-        raise ValidationError(f"{name}={value!r} must be a whole number from 1, or math.inf for no limit")
+        raise ValidationError(
+            f"{name}={shown(value)} must be a whole number from 1, or math.inf for no limit"
+        )
     return str(check_count(int(value) if isinstance(value, float) else value, what=name, minimum=1))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from asm_celery.checks import check_count, check_new_session_id
 from asm_celery.errors import InvalidInput, ValidationError
+from asm_celery.showing import shown
 from asm_celery.states import (
     TERMINAL,
     EventType,
@@ -231,7 +232,7 @@ class Event:
         for name in ("data", "metadata"):
             if not isinstance(values.get(name, {}), dict):
                 raise ValidationError(
-                    f"event {name} must be an object, got {values[name]!r:.80}", details={"field": name}
+                    f"event {name} must be an object, got {shown(values[name])}", details={"field": name}
                 )
         return cls(type=check_event_type(type), session_id=session_id, **values)
 
@@ -389,6 +390,8 @@ def _to_map(record: Any) -> dict[str, Any]:
 
 
 def _require(source: Mapping[str, Any], what: str, *names: str) -> None:
+    if not isinstance(source, Mapping):
+        raise ValidationError(f"{shown(source)} is not {what}", details={"what": what})
     missing = [name for name in names if not source.get(name)]
     if missing:
         raise ValidationError(
@@ -408,7 +411,7 @@ def _from_map(kind: type[_Record], source: Mapping[str, Any], **ready: Any) -> _
                 try:
                     value = datetime.fromisoformat(value)
                 except ValueError:
-                    raise InvalidInput(f"{name}={value!r} is not an ISO 8601 time") from None
+                    raise InvalidInput(f"{name}={shown(value)} is not an ISO 8601 time") from None
             values[name] = value
     return kind(**values)
 

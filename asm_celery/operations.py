@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asm_celery.checks import check_actor, check_seconds, check_session_id, is_run_id
-from asm_celery.errors import AsmError, DrainTimeout
+from asm_celery.checks import check_actor, check_list, check_seconds, check_session_id, is_run_id
+from asm_celery.errors import AsmError, DrainTimeout, ValidationError
 from asm_celery.model import Hold, PauseReceipt, Run, StopReceipt
 from asm_celery.runtime import Runtime
+from asm_celery.showing import shown
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.store.operators import ControlOperation
 from asm_celery.store.run_queries import OpenRun
@@ -85,7 +86,11 @@ class ControlOperations:
             for each id its StopReceipt, or the AsmError that refused it.
         """
         answers: dict[str, Any] = {}
-        for run_id in run_ids:
+        for run_id in check_list(run_ids, what="run_ids"):
+            if not isinstance(run_id, str):
+                raise ValidationError(
+                    f"run_ids has {shown(run_id)}, which is no id", details={"field": "run_ids"}
+                )
             try:
                 answers[run_id] = self.cancel(run_id, by=by)
             except AsmError as refused:
@@ -151,7 +156,8 @@ class ControlOperations:
     def get_operation_status(self, run_id: str) -> OperationStatus:
         """Return a run's state and operations; state ``unknown`` for a run that does not exist."""
         if not is_run_id(run_id):
-            return OperationStatus(run_id=str(run_id)[:200], state="unknown", last_operation=None, history=[])
+            named = run_id[:200] if isinstance(run_id, str) else shown(run_id, 200)
+            return OperationStatus(run_id=named, state="unknown", last_operation=None, history=[])
         with self._runtime_of().store.read() as tx:
             run = tx.runs.get(run_id)
             history = tx.operations.of(run_id)

@@ -9,18 +9,21 @@ from datetime import datetime
 from typing import Any
 
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
-from asm_celery.checks import check_count, check_run_id, check_seconds
+from asm_celery.checks import check_count, check_list, check_run_id, check_seconds, check_time
 from asm_celery.errors import DrainTimeout, RunNotFound, ValidationError
 from asm_celery.events.cursor import Place, begin_at, pruned
 from asm_celery.events.subscription import Subscription
 from asm_celery.model import Event, Run, RunResult, Session, SessionStatusReport, StopReceipt
 from asm_celery.moves.admission import SubmitOptions
 from asm_celery.runtime import Runtime
+from asm_celery.showing import shown
 from asm_celery.states import TERMINAL_EVENTS, SessionStatus, StopKind, check_event_type, check_run_status
 
 # A drain looks again after so long even if no event came.
 LOOK_AGAIN_S = 1.0
 MAX_PAGE = 1000
+# of one call: they are one transaction, and every other writer of the session waits for it
+_MAX_EVENTS = 100_000
 
 
 class SessionServer:
@@ -160,6 +163,8 @@ class SessionServer:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Close a subscription; closed already is fine."""
+        if not isinstance(subscription, Subscription):
+            raise ValidationError(f"{shown(subscription)} is not what subscribe returned")
         subscription.close()
 
     def status(self) -> SessionStatusReport:
@@ -231,7 +236,9 @@ class SessionServer:
         """
         check_count(limit, what="limit", minimum=1, maximum=MAX_PAGE)
         wanted = [status] if isinstance(status, str) else status
-        statuses = None if wanted is None else [check_run_status(one) for one in wanted]
+        statuses = (
+            None if wanted is None else [check_run_status(one) for one in check_list(wanted, what="status")]
+        )
         position = 0 if after is None else self.get_run(after).position
         with self.runtime.store.read() as tx:
             return tx.runs.of_session(
@@ -264,6 +271,10 @@ class SessionServer:
         if before is not None:
             check_count(before, what="before", minimum=0, maximum=1 << 62)
         check_seconds(wait_timeout, what="wait_timeout", optional=False)
+        if since is not None:
+            check_time(since, what="since")
+        if run_id is not None:
+            check_run_id(run_id)
         types = check_types(type)
         store = self.runtime.store
 
@@ -299,12 +310,15 @@ class SessionServer:
         and the event as first stored is returned in its place.
 
         Raises:
-            ValidationError, InvalidEventType: not an event, of another session, or a word of the runtime's.
+            ValidationError, InvalidEventType: over 100,000, not an event, of another session, or a word of
+                the runtime's.
             AlreadyExists: the id of an event of another session.
             RunNotFound, InvalidOperation: its run is not of this session, or has ended.
             SessionNotFound: the session was deleted.
         """
-        return self.runtime.submission.append_events(self._session, list(events))
+        return self.runtime.submission.append_events(
+            self._session, check_list(events, what="events", maximum=_MAX_EVENTS)
+        )
 
     def pause(self) -> None:
         """Let what runs finish and start nothing new, until `resume`; survives restarts."""
@@ -356,10 +370,7 @@ def check_types(type: str | Collection[str] | None) -> frozenset[str] | None:  #
     if type is None:
         return None
     wanted = [type] if isinstance(type, str) else type
-    try:
-        return frozenset(check_event_type(str(one) if isinstance(one, str) else one) for one in wanted)
-    except TypeError:
-        raise ValidationError(f"type={type!r:.80} must be an event type or a collection of them") from None
+    return frozenset(check_event_type(one) for one in check_list(wanted, what="type"))
 
 
 def drain_timeout(report: SessionStatusReport, timeout: float, why: str) -> DrainTimeout:

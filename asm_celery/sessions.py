@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from asm_celery.agent import AgentRegistry
+from asm_celery.agent import AgentRegistry, check_agent_name
 from asm_celery.bell import bell_of
 from asm_celery.checks import check_count, check_run_id, check_session_id
 from asm_celery.config import Config
@@ -29,6 +29,7 @@ from asm_celery.model import Run, Session
 from asm_celery.operations import ControlOperations
 from asm_celery.runtime import Runtime
 from asm_celery.server import MAX_PAGE, SessionServer
+from asm_celery.showing import shown
 from asm_celery.states import check_session_status
 from asm_celery.worker.app import create_app, install
 
@@ -164,10 +165,10 @@ class AgentSessions:
         check_count(bound, what="max_queued_runs", minimum=0)
         if if_exists not in ("error", "attach"):
             raise ValidationError(
-                f"if_exists={if_exists!r} must be 'error' or 'attach'", details={"field": "if_exists"}
+                f"if_exists={shown(if_exists)} must be 'error' or 'attach'", details={"field": "if_exists"}
             )
         if metadata is not None and not isinstance(metadata, dict):
-            raise ValidationError(f"metadata must be an object, got {metadata!r:.80}")
+            raise ValidationError(f"metadata must be an object, got {shown(metadata)}")
         session = Session.new(
             agent,
             session_id=session_id,
@@ -207,6 +208,10 @@ class AgentSessions:
         """Return sessions by creation, oldest first, beginning behind the session `after`; limit 1-1000."""
         check_count(limit, what="limit", minimum=1, maximum=MAX_PAGE)
         wanted = None if status is None else check_session_status(status)
+        if agent is not None:
+            check_agent_name(agent)
+        if after is not None:
+            check_session_id(after)
         with self._runtime().store.read() as tx:
             return tx.sessions.page(status=wanted, agent=agent, after=after, limit=limit)
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from asm_celery.errors import InvalidEventType, InvalidStatus, InvalidTransition
+from asm_celery.showing import shown
 
 
 class RunStatus(StrEnum):
@@ -163,13 +164,13 @@ def check_event_type(event_type: object, *, from_agent: bool = False) -> str:
     """
     if not isinstance(event_type, str) or not _WORD.match(event_type):
         raise InvalidEventType(
-            f"{event_type!r} cannot be an event type: a type is a word of a-z, 0-9, '_' and '.', "
+            f"{shown(event_type)} cannot be an event type: a type is a word of a-z, 0-9, '_' and '.', "
             "beginning with a letter, 64 characters at most",
-            details={"value": repr(event_type)[:200]},
+            details={"value": shown(event_type, 200)},
         )
     if from_agent and event_type.startswith(_RESERVED):
         raise InvalidEventType(
-            f"{event_type!r} is not yours to write: the words run_* and session_* are the runtime's, once "
+            f"{shown(event_type)} is not yours to write: the words run_* and session_* are the runtime's, once "
             "each; use a word of your own",
             details={"value": event_type},
         )
@@ -179,18 +180,20 @@ def check_event_type(event_type: object, *, from_agent: bool = False) -> str:
 def check_run_status(status: object) -> RunStatus:
     """Return `status` as a RunStatus; raises InvalidStatus with the legal words."""
     try:
-        return RunStatus(str(status))
-    except ValueError:
-        raise InvalidStatus(f"{status!r} is not a run status: use one of {', '.join(RunStatus)}") from None
+        return RunStatus(status)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        raise InvalidStatus(
+            f"{shown(status)} is not a run status: use one of {', '.join(RunStatus)}"
+        ) from None
 
 
 def check_session_status(status: object) -> SessionStatus:
     """Return `status` as a SessionStatus; raises InvalidStatus with the legal words."""
     try:
-        return SessionStatus(str(status))
-    except ValueError:
+        return SessionStatus(status)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
         raise InvalidStatus(
-            f"{status!r} is not a session status: use one of {', '.join(SessionStatus)}"
+            f"{shown(status)} is not a session status: use one of {', '.join(SessionStatus)}"
         ) from None
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from asm_celery.awaiting import await_timeout, cancel_timeout, result_of
 from asm_celery.checks import check_run_id, check_seconds
+from asm_celery.errors import ValidationError
 from asm_celery.events.cursor import Place, begin_at
 from asm_celery.events.subscription_async import AsyncSubscription
 from asm_celery.model import Event, Run, RunResult, SessionStatusReport, StopReceipt
 from asm_celery.server import LOOK_AGAIN_S, SessionServer, check_types, drain_timeout
+from asm_celery.showing import shown
 from asm_celery.states import TERMINAL_EVENTS, StopKind
 
 
@@ -91,6 +93,8 @@ class AsyncSessionServer:
 
     async def unsubscribe(self, subscription: AsyncSubscription) -> None:
         """Close a subscription; closed already is fine."""
+        if not isinstance(subscription, AsyncSubscription):
+            raise ValidationError(f"{shown(subscription)} is not what subscribe returned")
         await subscription.close()
 
     async def status(self) -> SessionStatusReport:

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from asm_celery import __version__
 from asm_celery.cli.words import ago
-from asm_celery.config import Config, mask
+from asm_celery.config import Config
 from asm_celery.errors import AsmError
 from asm_celery.moves.comparison import Comparison
 from asm_celery.moves.holding import hold_in
 from asm_celery.queue.connection import check_version, connect, reaching
 from asm_celery.queue.run_queue import RunQueue
 from asm_celery.runtime import Runtime
+from asm_celery.showing import mask
 from asm_celery.store.database import Store
 from asm_celery.store.schema import revision_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asm_celery.cli.call import Call
 from asm_celery.cli.exits import Exit
 from asm_celery.cli.reach import config_of
-from asm_celery.config import mask
+from asm_celery.showing import mask
 from asm_celery.store.schema import migrate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from asm_celery.checks import check_count, check_seconds
+from asm_celery.checks import check_count, check_run_id, check_seconds, check_time, check_words
 from asm_celery.errors import (
     AlreadyExists,
     InvalidOperation,
@@ -18,6 +18,7 @@ from asm_celery.errors import (
 from asm_celery.events.log import LogTransaction
 from asm_celery.model import Event, Session
 from asm_celery.moves.stopping import Stops
+from asm_celery.showing import shown
 from asm_celery.states import SessionStatus
 
 ON_BUSY: Final = ("enqueue", "reject", "interrupt")
@@ -41,19 +42,33 @@ class SubmitOptions:
             check_count(self.max_attempts, what="max_attempts", minimum=1, maximum=1000)
         if self.metadata is not None and not isinstance(self.metadata, dict):
             raise ValidationError(
-                f"metadata must be an object, got {self.metadata!r:.80}", details={"field": "metadata"}
+                f"metadata must be an object, got {shown(self.metadata)}", details={"field": "metadata"}
             )
-        key = self.idempotency_key
-        if key is not None and (not isinstance(key, str) or not 1 <= len(key) <= 255):
-            raise ValidationError(
-                f"idempotency_key={key!r:.80} must be a string of 1 to 255 characters",
-                details={"field": "idempotency_key"},
-            )
+        if self.idempotency_key is not None:
+            check_words(self.idempotency_key, what="idempotency_key")
         if self.on_busy not in ON_BUSY:
             raise ValidationError(
-                f"on_busy={self.on_busy!r} must be one of {', '.join(ON_BUSY)}",
-                details={"field": "on_busy", "value": repr(self.on_busy)},
+                f"on_busy={shown(self.on_busy)} must be one of {', '.join(ON_BUSY)}",
+                details={"field": "on_busy", "value": shown(self.on_busy)},
             )
+
+
+def check_event(event: Event) -> None:
+    """Refuse an event of which a field cannot be stored; its type and data have rules of their own.
+
+    Raises:
+        ValidationError: names the field.
+        RunNotFound: its run id is malformed.
+    """
+    check_words(event.event_id, what="event_id", maximum=128)
+    check_time(event.timestamp, what="timestamp")
+    check_count(event.attempt, what="attempt", minimum=0)
+    check_count(event.schema_version, what="schema_version", minimum=1)
+    for what in ("provider", "correlation_id"):
+        if getattr(event, what) is not None:
+            check_words(getattr(event, what), what=what)
+    if event.run_id is not None:
+        check_run_id(event.run_id)
 
 
 def refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:

@@ -26,6 +26,7 @@ from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
 from asm_celery.moves.admission import (
     SubmitOptions,
+    check_event,
     refuse_closed,
     refuse_ended,
     refuse_foreign,
@@ -34,6 +35,7 @@ from asm_celery.moves.admission import (
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
+from asm_celery.showing import shown
 from asm_celery.states import EventType, check_event_type
 from asm_celery.store.faults import retried
 from asm_celery.store.sessions import AgentTerms, Counter
@@ -155,11 +157,13 @@ class Submission:
         for event in events:
             if not isinstance(event, Event) or event.session_id != session.session_id:
                 raise ValidationError(
-                    f"{event!r:.80} is not an Event of session {session.session_id!r}: make it with Event.new",
+                    f"{shown(event)} is not an Event of session {session.session_id!r}: make it with Event.new",
                     details={"session_id": session.session_id},
                 )
             check_event_type(event.type, from_agent=True)
+            check_event(event)
             encode(event.data, what="event data", max_bytes=self._config.max_event_bytes)
+            encode(event.metadata, what="event metadata", max_bytes=self._config.max_metadata_bytes)
         if not events:
             return []
         with self._log.transaction() as tx:

@@ -13,13 +13,14 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from asm_celery.config import Config, mask
+from asm_celery.config import Config
 from asm_celery.errors import (
     CoordinationDamaged,
     CoordinationUnavailable,
     DependencyNotAvailable,
     EvictionAllowed,
 )
+from asm_celery.showing import mask
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 
-from asm_celery.config import Config, mask
+from asm_celery.config import Config
 from asm_celery.errors import StorageBusy, StorageConnectionFailed, StorageError
+from asm_celery.showing import mask
 from asm_celery.store.events import Events
 from asm_celery.store.faults import CommitUnknown, Conflict, code_of, is_definite, typed
 from asm_celery.store.operators import ControlHistory, Executors, Settings

@@ -14,8 +14,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, exc, inspect
 
-from asm_celery.config import mask
 from asm_celery.errors import StorageConnectionFailed
+from asm_celery.showing import mask
 
 VERSION_TABLE = "asm_alembic_version"
 _MIGRATIONS = Path(__file__).with_name("migrations")

@@ -10,7 +10,9 @@ from asm_celery.codec import decode, encode
 from asm_celery.config import Config
 from asm_celery.errors import InvalidInput
 from asm_celery.model import Event
+from asm_celery.moves.admission import check_event
 from asm_celery.moves.coordinator import Claim
+from asm_celery.showing import shown
 from asm_celery.states import EventType, check_event_type
 from asm_celery.worker.outbox import Outbox
 from asm_celery.worker.tally import Tally
@@ -63,6 +65,8 @@ class Emitter:
             correlation_id=correlation_id,
             **{name: value for name, value in given.items() if value is not None},
         )
+        if any(value is not None for value in (event_id, timestamp, correlation_id)):
+            check_event(event)
         self._outbox.put(event, len(text) + len(note))
         self._tally.add(event)
 
@@ -97,7 +101,7 @@ class Emitter:
                 self.emit(item["type"], rest)
         else:
             raise InvalidInput(
-                f"agent {self._run.agent!r} yielded {item!r:.80}, which cannot become an event: yield a str, "
+                f"agent {self._run.agent!r} yielded {shown(item)}, which cannot become an event: yield a str, "
                 "a map with a type, or an Event",
                 details={"agent": self._run.agent, "type": type(item).__name__},
             )
@@ -107,7 +111,7 @@ class Emitter:
             return "", {}
         if not isinstance(value, Mapping):
             raise InvalidInput(
-                f"{what} must be an object, got {value!r:.80}: give a dict with string keys",
+                f"{what} must be an object, got {shown(value)}: give a dict with string keys",
                 details={"what": what, "type": type(value).__name__},
             )
         # a copy, because the event is written later and the agent may go on changing its own

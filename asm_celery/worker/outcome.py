@@ -10,6 +10,7 @@ from asm_celery.codec import decode, encode
 from asm_celery.config import Config
 from asm_celery.errors import AsmError, InvalidInput
 from asm_celery.moves.outcome import Outcome
+from asm_celery.showing import shown
 from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind
 from asm_celery.worker.attempt import SHUTDOWN, Attempt
 from asm_celery.worker.tally import Tally
@@ -131,5 +132,5 @@ def _storable(details: dict[str, Any]) -> dict[str, Any]:
         try:
             stored[str(key)] = decode(encode(value, what="details", max_bytes=4 * TRACEBACK_TAIL))
         except InvalidInput:
-            stored[str(key)] = f"{value!r:.200}"
+            stored[str(key)] = shown(value, 200)
     return stored

@@ -69,7 +69,7 @@ def test_a_list_is_started_without_a_shell() -> None:
 
 def test_cwd_and_env_are_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own settings, with its passwords, are not passed on."""
-    monkeypatch.setenv("ASM_DATABASE_URL", "postgresql://secret")
+    monkeypatch.setenv("ASM_DATABASE_URL", "postgresql://asm:secret@db/asm")
     monkeypatch.setenv("INHERITED", "yes")
     with held() as it:
         command = {
