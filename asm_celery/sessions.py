@@ -164,9 +164,7 @@ class AgentSessions:
         bound = self.config.max_queued_runs if max_queued_runs is None else max_queued_runs
         check_count(bound, what="max_queued_runs", minimum=0)
         if if_exists not in ("error", "attach"):
-            raise ValidationError(
-                f"if_exists={shown(if_exists)} must be 'error' or 'attach'", details={"field": "if_exists"}
-            )
+            raise ValidationError(f"if_exists={shown(if_exists)} must be 'error' or 'attach'")
         if metadata is not None and not isinstance(metadata, dict):
             raise ValidationError(f"metadata must be an object, got {shown(metadata)}")
         session = Session.new(
@@ -208,10 +206,8 @@ class AgentSessions:
         """Return sessions by creation, oldest first, beginning behind the session `after`; limit 1-1000."""
         check_count(limit, what="limit", minimum=1, maximum=MAX_PAGE)
         wanted = None if status is None else check_session_status(status)
-        if agent is not None:
-            check_agent_name(agent)
-        if after is not None:
-            check_session_id(after)
+        agent = agent if agent is None else check_agent_name(agent)
+        after = after if after is None else check_session_id(after)
         with self._runtime().store.read() as tx:
             return tx.sessions.page(status=wanted, agent=agent, after=after, limit=limit)
 

@@ -33,6 +33,8 @@ LADDER: Final[Sequence[tuple[signal.Signals, float]]] = (
 LINE_CHARACTERS: Final = 16_384
 # The environment variable that marks all processes of a command; what is checked is only its value.
 MARK: Final = "ASM_GROUPS"
+# Settings and passwords of the worker and of what it stands on: no command needs them.
+_OURS: Final = ("ASM_", "CELERY_", "FLOWER_", "PG", "POSTGRES_", "REDIS")
 _GATE: Final = 'read -r _ || exit 127; exec "$@" </dev/null'
 _CHUNK: Final = 65_536
 _LOOK_S: Final = 0.05
@@ -193,7 +195,7 @@ class ProcessGroup:
 
     def _start_gate(self, gate: int) -> subprocess.Popen[bytes]:
         command = self._command
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASM_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         # of a worker that is itself part of a command, the outer marks are passed on
         marks = ":".join(filter(None, [os.environ.get(MARK), self._token]))
         env = {**inherited, **command.env, MARK: marks}

@@ -14,6 +14,7 @@ from asm_celery.config import Config
 from asm_celery.dispatch import TASK
 from asm_celery.queue.connection import KEEPALIVE
 from asm_celery.runtime import Runtime
+from asm_celery.worker import consumer, remote
 from asm_celery.worker.doorbell import heard
 from asm_celery.worker.host import ExecutorHost
 from asm_celery.worker.request import RunRequest
@@ -30,8 +31,15 @@ def create_app(config: Config, runtime_of: Callable[[], Runtime], name: str = "a
     """
     app = Celery(name, broker=config.celery_broker_url, set_as_current=False)
     app.conf.update(_settings(config))
+    app.on_after_finalize.connect(_forget_built_in)
     _register(app, runtime_of, is_ours=True)
     return app
+
+
+def _forget_built_in(sender: Celery, **_: Any) -> None:
+    # map, starmap, chunks, chord and the others would call what a message names, and we need none
+    for name in [name for name in sender.tasks if name.startswith("celery.")]:
+        sender.tasks.unregister(name)
 
 
 def install(app: Celery, runtime_of: Callable[[], Runtime]) -> None:
@@ -43,6 +51,7 @@ def install(app: Celery, runtime_of: Callable[[], Runtime]) -> None:
 
 
 def _register(app: Celery, runtime_of: Callable[[], Runtime], *, is_ours: bool) -> None:
+    remote.install()
     host = ExecutorHost(runtime_of)
 
     # the requests of this task ask its life where runs execute
@@ -71,6 +80,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "task_serializer": "json",
         "event_serializer": "json",
         "accept_content": ["json"],
+        "worker_consumer": consumer.NAME,
         "worker_prefetch_multiplier": 1,
         "worker_disable_rate_limits": True,
         # a run outlives a hiccup of the broker

@@ -24,10 +24,12 @@ from asm_celery.runtime import Runtime
 from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
 from asm_celery.worker.children import SILENCE, ChildWatch
+from asm_celery.worker.consumer import refuse_compressed
 from asm_celery.worker.ears import count_waiting
 from asm_celery.worker.guard_link import die_with_parent, link
 from asm_celery.worker.heartbeat import announced_name
 from asm_celery.worker.host import ExecutorHost, cancel_revoked
+from asm_celery.worker.lines import keep_lines
 from asm_celery.worker.threads import replace_at_exit
 
 log = logging.getLogger("asm_celery.worker")
@@ -59,7 +61,7 @@ class WorkerLife:
         self._app = app
         self._host = host
         self._runtime_of = runtime_of
-        self._is_ours = is_ours
+        self.is_ours = is_ours
         self._retirement = pool.Retirement()
         self._incarnation = ""
         self._executes_here = False
@@ -72,6 +74,9 @@ class WorkerLife:
         self._board: Board | None = None
         self._watch: ChildWatch | None = None
         app.steps["worker"].add(type("ExecutorStep", (_ExecutorStep,), {"life": self}))
+        if is_ours:
+            signals.after_setup_logger.connect(keep_lines)
+            signals.after_setup_task_logger.connect(keep_lines)
         signals.celeryd_init.connect(self._on_begin)
         signals.worker_process_init.connect(self._on_child)
         signals.worker_process_shutdown.connect(self._on_child_end)
@@ -100,12 +105,14 @@ class WorkerLife:
         # an autoscaler forks from a thread that ends before the worker does, and "parent" is that thread
         self._is_scaled = bool(getattr(worker, "autoscale", None))
         pool.use_ours(worker)
-        if self._is_ours:
+        if self.is_ours:
             pool.tune(worker)
         if self._is_program:
+            if self.is_ours:
+                refuse_compressed()
             # before there are children, so that theirs is the same
             link().start()
-            if self._is_ours:
+            if self.is_ours:
                 # a burial rings for what it frees, and could not reach another application's broker
                 link().bury_with(self._runtime_of().config)
         if not self._executes_here:
@@ -158,7 +165,7 @@ class WorkerLife:
 
     def _on_begin(self, instance: Any, **_: Any) -> None:
         # before -Q and -X are applied, so that they choose among our queues
-        if self._is_ours and instance.app is self._app:
+        if self.is_ours and instance.app is self._app:
             self.declare_queues()
 
     def _on_child(self, sender: str, **_: Any) -> None:
@@ -245,7 +252,7 @@ class WorkerLife:
             board=self._board,
             tick=link().tick if self._is_program else None,
             on_lost=self._on_lost,
-            waiting=partial(count_waiting, self._app, queues) if self._is_program and self._is_ours else None,
+            waiting=partial(count_waiting, self._app, queues) if self._is_program and self.is_ours else None,
         )
         if self._is_program:
             link().executor(self._host.executor.name, self._main)

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,6 +36,9 @@ def asm(config: Config) -> Iterator[AgentSessions]:
         for session_id in ("chat-42", "chat-43"):
             made.start_session("echo", session_id=session_id, max_queued_runs=10)
         yield made
+
+
+KNOWN = {"session_id": "s", "run_id": "r", "agent": "a", "type": "note", "schema_version": 1}
 
 
 def odd_calls(count: int) -> Any:
@@ -134,11 +138,13 @@ def test_no_odd_value_makes_the_words_crash(monkeypatch: pytest.MonkeyPatch) -> 
             lambda: Event.new(one, other, data=third),
             lambda: Keys(one),
         ]
-        for kind in (Event, Run, Session, errors.AsmError):
-            attempts.append(lambda kind=kind: kind.from_map(one))  # type: ignore[misc]
-            known = {"session_id": "s", "run_id": "r", "agent": "a", "type": "note", "schema_version": 1}
-            attempts.append(lambda kind=kind: kind.from_map({**known, "code": "timeout", "status": one}))  # type: ignore[misc]
-            attempts.append(lambda kind=kind: kind.from_map({**known, "timestamp": one, "created_at": other}))  # type: ignore[misc]
+        records = [
+            one,
+            {**KNOWN, "status": one, "code": other},
+            {**KNOWN, "code": "timeout", "timestamp": one, "created_at": other},
+        ]
+        kinds = (Event, Run, Session, errors.AsmError)
+        attempts += [partial(kind.from_map, record) for kind in kinds for record in records]
         for attempt in attempts:
             try:
                 attempt()

@@ -70,10 +70,12 @@ def test_a_list_is_started_without_a_shell() -> None:
 def test_cwd_and_env_are_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own settings, with its passwords, are not passed on."""
     monkeypatch.setenv("ASM_DATABASE_URL", "postgresql://asm:secret@db/asm")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "a:secret")
     monkeypatch.setenv("INHERITED", "yes")
     with held() as it:
         command = {
-            "command": "pwd; echo $A $INHERITED [$ASM_DATABASE_URL]",
+            "command": "pwd; echo $A $INHERITED [$ASM_DATABASE_URL$PGPASSWORD$FLOWER_BASIC_AUTH]",
             "cwd": str(tmp_path),
             "env": {"A": "b"},
         }
