@@ -24,7 +24,7 @@ from tests.world import RecordingDispatcher
 # fixtures of the acceptance tests that are the same here
 __all__ = ["asm", "gate", "ledger", "own_redis", "worker"]
 
-pytestmark = pytest.mark.either_database
+pytestmark = [pytest.mark.either_database, pytest.mark.timeout(1500 if FULL else 120)]
 
 SESSIONS = 1000 if FULL else 40
 EACH = 3
@@ -63,7 +63,7 @@ def test_a_flush_in_mid_load_costs_seconds_and_nothing_else(
     for _ in range(2):
         worker(pool="threads", concurrency=4)
     sessions = [asm.start_session("work") for _ in range(SESSIONS)]
-    runs = [session.submit_run(0.1) for session in sessions for _ in range(EACH)]
+    runs = [session.submit_run(0.02 if FULL else 0.1) for session in sessions for _ in range(EACH)]
     wait_until(lambda: len(ledger.entered()) > SESSIONS // 4, description="the load is under way", timeout=60)
 
     with redis.Redis.from_url(config.redis_url) as client:

@@ -282,6 +282,7 @@ def damages(draw: st.DrawFn) -> tuple[Any, ...]:
     return name, subject, True, "RPUSH", word
 
 
+@pytest.mark.timeout(2400 if FULL else 120)
 @settings(
     max_examples=1000 if FULL else 25,
     deadline=None,
