@@ -14,7 +14,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
-from asm_celery import aio, errors, limiter, model, operations, server, sessions
+from asm_celery import aio, errors, limiter, model, operations, server, sessions, testing
 from asm_celery.cli.commands import asm as program
 from asm_celery.cli.exits import MEANING
 from asm_celery.codes import CODES
@@ -125,6 +125,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
         operations.OperationStatus,
         operations.ControlOperation,
     ),
+    "seams": face_of(testing.Seams),
     "records": face_of(
         model.Session,
         model.Run,
