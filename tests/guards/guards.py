@@ -197,12 +197,6 @@ GUARDS: Final[dict[str, Guard]] = {
         "in candidates:",
         "test_an_attempt_is_an_orphan_at_the_second_look_only",
     ),
-    "compare: two looks": Guard(
-        "asm_celery.moves.restore",
-        "run.status is RunStatus.PENDING or run.run_id in self._missing:",
-        "True:",
-        "test_a_running_run_is_missing_in_redis_at_the_second_look_only",
-    ),
     "silence: unbroken observation": Guard(
         "asm_celery.moves.silence",
         "            self._seen.clear()\n",

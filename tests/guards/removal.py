@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-from asm_celery.queue import run_queue, scripts
+from asm_celery.queue import caller, scripts
 
 
 @contextmanager
@@ -33,10 +33,10 @@ def _script(name: str, old: str, new: str) -> Iterator[None]:
     text = path.read_text()
     _must_stand_once(text, old, name)
 
-    def edited(verb: str) -> str:
-        return scripts.source(verb).replace(old, new)
+    def edited(verb: str, bell: scripts.Bell | None = None) -> str:
+        return scripts.source(verb, bell).replace(old, new)
 
-    with patch.object(run_queue, "source", edited):
+    with patch.object(caller, "source", edited):
         yield
 
 

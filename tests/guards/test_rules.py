@@ -21,7 +21,6 @@ from asm_celery.errors import (
 from asm_celery.model import Event, Session
 from asm_celery.moves.coordinator import Claim
 from asm_celery.moves.promotion import entries_of, line_of
-from asm_celery.moves.restore import Restore
 from asm_celery.queue.run_queue import Entry, Held, Line
 from asm_celery.states import RunStatus, SessionStatus, StopKind
 from asm_celery.store.tables import runs
@@ -62,7 +61,7 @@ def replaced(world: World, **options: Any) -> tuple[Session, Claim, Claim]:
     session = world.session()
     run_id = world.submit(session, max_attempts=3, **options)
     zombie = world.start()
-    world.runtime.coordinator.lose(run_id, 1, message="it was silent")
+    world.runtime.coordinator.lose(run_id, 1, "executor", message="it was silent")
     write(world, run_id, not_before=None)
     world.runtime.coordinator.give_back(run_id, 1, "executor")
     queue = world.runtime.queue
@@ -129,7 +128,7 @@ def test_an_end_of_an_older_claim_is_not_taken_for_the_present_one(world: World)
     session = world.session()
     run_id = world.submit(session)
     zombie = world.start()
-    world.runtime.coordinator.lose(run_id, 1, message="it was silent")
+    world.runtime.coordinator.lose(run_id, 1, "executor", message="it was silent")
 
     with pytest.raises(LeaseLost):
         world.finish(zombie, output="late")
@@ -364,18 +363,6 @@ def test_an_attempt_is_an_orphan_at_the_second_look_only(world: World) -> None:
     world.runtime.recovery.beat("quick", {})
 
     assert RunStatus.RUNNING == world.run(run_id).status
-
-
-def test_a_running_run_is_missing_in_redis_at_the_second_look_only(world: World) -> None:
-    """It may have ended between the two reads of a comparison."""
-    run_id = world.submit(world.session())
-    world.start()
-    world.runtime.queue.finish(run_id)
-    runtime = world.runtime
-
-    mended = Restore(world.config, runtime.log, runtime.promoter).compare()
-
-    assert (0, set()) == (mended, runtime.queue.known())
 
 
 def test_a_doorbell_of_another_claim_begins_nothing(world: World) -> None:

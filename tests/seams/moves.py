@@ -226,7 +226,7 @@ def compare(stage: Stage) -> Act:
         tx.runs.finish(run_id, claim.number, RunStatus.COMPLETED)
         tx.append(session_id, [Event.new("run_completed", session_id, run_id=run_id, attempt=1)])
     runtime = stage.world.runtime
-    return lambda: Restore(stage.world.config, runtime.log, runtime.promoter).compare()
+    return runtime.comparison.compare
 
 
 def repair(stage: Stage) -> Act:
