@@ -27,9 +27,9 @@ RUN_LIMIT = "max_parallel_runs"
 SESSION_LIMIT = "max_parallel_sessions"
 NO_LIMIT = "none"
 _PAGE = 500
-# The restorer's right ends by itself, so that another can follow one that died; writing 10,000 runs takes
-# a few seconds.
-_RIGHT_S = 30.0
+# The restorer's right ends by itself, so that another can follow one that died half-way, and is renewed with
+# each page.  Nothing is promoted until then, and service is to be back within 10 s.
+_RIGHT_S = 4.0
 
 
 class Restore:
@@ -55,14 +55,23 @@ class Restore:
 
     def _run_if_cold(self) -> bool:
         queue = self._promoter.queue
-        if queue.begin_restore(self._restorer, hold_s=_RIGHT_S) != "mine":
+        if self._ask() != "mine":
             return False
         queue.check_server()
         self.write_limits()
         self._holding.tell()
         self._void()
         known = queue.known()
-        open_ids = {run.run_id for run in self._write_all()}
+        open_ids: set[str] = set()
+        for page, wanted in self._passes():
+            word = self._ask()
+            if word != "mine":
+                # so slow that another has begun, or even ended
+                return word == "open"
+            self.write([run for run in page if run.status is wanted])
+            # all of it: a run that another restorer's open gate lets start between the two passes is
+            # waiting in the first and running in the second, and must not be taken for one that is over
+            open_ids |= {run.run_id for run in page}
         for run_id in known - open_ids:
             queue.finish(run_id)
         word = self._promoter.settle(lambda: queue.open_gate(self._restorer))
@@ -127,18 +136,19 @@ class Restore:
         when the gate opens; its executor, late by a moment, must not claim it then.
         """
         after: str | None = ""
-        while after is not None:
+        while after is not None and self._ask() == "mine":
             with self._log.transaction() as tx:
                 after = tx.runs.void_page(after=after, limit=_PAGE)
 
-    def _write_all(self) -> Iterator[OpenRun]:
+    def _ask(self) -> str:
+        """Ask for the right to restore, or for more time: ``mine``, ``busy`` or ``open``."""
+        return self._promoter.queue.begin_restore(self._restorer, hold_s=_RIGHT_S)
+
+    def _passes(self) -> Iterator[tuple[list[OpenRun], RunStatus]]:
         # running runs first: their leases take limiter slots before anything could be promoted
         for wanted in (RunStatus.RUNNING, RunStatus.PENDING):
             for page in self.pages():
-                self.write([run for run in page if run.status is wanted])
-                # all of it: a run that another restorer's open gate lets start between the two passes is
-                # waiting in the first and running in the second, and must not be taken for one that is over
-                yield from page
+                yield page, wanted
 
     def write(self, runs: list[OpenRun]) -> None:
         """Record these open runs in Redis."""

@@ -10,6 +10,7 @@ import pytest
 
 from asm_celery.config import Config
 from asm_celery.moves import restore as restoring
+from asm_celery.queue.connection import connect
 from tests.waiting import wait_until
 from tests.world import World
 
@@ -40,6 +41,47 @@ def test_a_run_that_starts_between_the_passes_of_a_restore_is_not_forgotten(
     assert 1 == slow.runtime.limiter.get_status().active_runs
     slow.close()
     quick.close()
+
+
+def test_a_restorer_that_dies_half_way_is_followed_soon(
+    sqlite_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is promoted while it has the right to restore, so the right is short, and renewed with each page."""
+    dying, heir = World(sqlite_config, slots=0), World(sqlite_config, slots=0)
+    run_id = dying.submit(dying.session())
+    restore, queue = dying.runtime.recovery._restore, dying.runtime.queue
+
+    class Killed(BaseException):
+        """No code catches it."""
+
+    def die(runs: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(restore, "write", die)
+    with pytest.raises(Killed):
+        restore.run_if_cold()
+
+    assert "busy" == queue.begin_restore("another", hold_s=1.0)
+    wait_until(
+        heir.runtime.recovery._restore.run_if_cold,
+        description="another restores and opens the gate",
+        timeout=8.0,
+    )
+    assert {run_id} == queue.known()
+    dying.close()
+    heir.close()
+
+
+def test_a_restorer_that_works_keeps_its_right(sqlite_config: Config) -> None:
+    """It asks again with each page, and its time begins anew."""
+    world = World(sqlite_config, slots=0)
+    queue = world.runtime.queue
+
+    assert "mine" == queue.begin_restore("one", hold_s=0.3)
+    assert "mine" == queue.begin_restore("one", hold_s=60.0)
+    remaining_ms: Any = connect(sqlite_config).pttl(f"{sqlite_config.keys.root}restoring")
+    assert remaining_ms > 1000
+    world.close()
 
 
 def test_threads_of_one_process_restore_one_after_the_other(

@@ -1,5 +1,5 @@
 -- Ask whether Redis is cold, and if so take the right to restore it from SQL.
--- Guarantee: one restorer at a time; its right ends by itself after the time given.
+-- Guarantee: one restorer at a time; its right ends by itself, the time given after it last asked.
 -- KEYS[1] string  the namespace root
 -- ARGV[1] the restorer  ARGV[2] how long its right lasts (ms)
 -- Returns {'open'} nothing to do | {'mine'} restore now | {'busy'} another does
@@ -8,5 +8,7 @@
 if gate_open() then return { 'open' } end
 -- ours always ends by itself: what does not was put there by somebody else
 if redis.call('PTTL', RESTORING) == -1 then redis.call('DEL', RESTORING) end
-if redis.call('SET', RESTORING, ARGV[1], 'NX', 'PX', ARGV[2]) then return { 'mine' } end
-return { redis.call('GET', RESTORING) == ARGV[1] and 'mine' or 'busy' }
+local restorer = redis.call('GET', RESTORING)
+if restorer and restorer ~= ARGV[1] then return { 'busy' } end
+redis.call('SET', RESTORING, ARGV[1], 'PX', ARGV[2])
+return { 'mine' }
