@@ -88,6 +88,8 @@ def _settings(config: Config) -> dict[str, Any]:
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # a Redis that is full, or read-only after a failover, refuses a command: that must not end every worker
+        "broker_channel_error_retry": True,
         # whoever rings tries again itself, and must not hang meanwhile
         "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.2},
         # a child that imports slowly must not be killed for it, again and again
