@@ -12,7 +12,7 @@ from tests.checkers.record import Fault, History, LimitChange
 
 # Keys without a run or session in them: settings, announcements and counts that run out by themselves.
 _MAY_STAY = ("gate", "settings", "turn", "executors", "capacity", "retired", "comparing", "queues")
-_MAY_STAY_FOR = ("workers:", "subscribers:", "celery:_kombu.binding")
+_MAY_STAY_FOR = ("workers:", "subscribers:", "celery:_kombu.", "celery:unacked")
 
 
 class _Span(NamedTuple):

@@ -213,7 +213,7 @@ class Follower(threading.Thread):
             while not self._is_done():
                 cursor = self._follow(cursor)
                 if self._temper == "leaping" and self._target is None:
-                    cursor = self._dice.randint(0, cursor)
+                    cursor = self._dice.randint(max(0, cursor - 400), cursor)
         except Exception as error:  # noqa: BLE001 - as above
             self._client.journal.say("strange", text=f"a subscriber: {type(error).__name__}: {error}")
 
@@ -257,7 +257,7 @@ class Follower(threading.Thread):
                         journal.say("seen", subscriber=name, events=seen)
                         seen = []
                     if self._temper == "slow":
-                        time.sleep(0.004)
+                        time.sleep(0.002)
         finally:
             journal.say("seen", subscriber=name, events=seen)
         return cursor

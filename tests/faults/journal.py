@@ -30,7 +30,8 @@ class Told:
 
     Attributes:
         strange: what no client should ever see: an error that is not ours, a subscriber that is stuck.
-        slowest_refusal_s: the longest that a refused submit took.
+        reached: how many subscribers were seen to reach the end of what they followed.
+        errors: how often clients met which typed error.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -39,7 +40,6 @@ class Told:
         self.awaited: list[Awaited] = []
         self.strange: list[str] = []
         self.reached = 0
-        self.slowest_refusal_s = 0.0
         self.errors: dict[str, int] = defaultdict(int)
         self._heads: dict[str, dict[str, Any]] = {}
         self._received: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -74,7 +74,7 @@ class Told:
                     )
                 )
             case "refused":
-                self.slowest_refusal_s = max(self.slowest_refusal_s, line["took"])
+                self.errors["max_runs_exceeded"] += 1
             case "stop":
                 self.stops.append(Stop(run_id=line["run"], state=line["state"], kind=line["stop"]))
             case "await":

@@ -78,41 +78,45 @@ class Member:
             env = {**self._env, "CHAOS_START": str(self.starts)}
             self._process = WatchedProcess(self._command, log=self.log_file, env=env, grace_s=15)
 
-    def main(self) -> int:
+    def main(self, table: system.Table | None = None) -> int:
         """Return its main process; 0 when it is gone."""
-        for pid in system.children(self._process.group) if self._process is not None else []:
+        if self._process is None:
+            return 0
+        for pid in (table or system.Table()).children(self._process.group):
             if "python" in system.command(pid):
                 return pid
         return 0
+
+    def all(self, table: system.Table | None = None) -> list[int]:
+        """Return main process, children, guard and whatever they started."""
+        table = table or system.Table()
+        main = self.main(table)
+        return [main, *table.descendants(main)] if main else []
 
     def guard(self) -> list[int]:
         """Return its guard process."""
         return [pid for pid in self.all() if "guard" in system.command(pid)]
 
-    def children(self) -> list[int]:
+    def children(self, table: system.Table | None = None) -> list[int]:
         """Return its pool's children; empty for threads."""
-        guards = set(self.guard())
-        if self.kind != "prefork" or not (main := self.main()):
+        table = table or system.Table()
+        if self.kind != "prefork" or not (main := self.main(table)):
             return []
-        return [pid for pid in system.children(main) if pid not in guards]
+        return [pid for pid in table.children(main) if "guard" not in system.command(pid)]
 
-    def executors(self) -> list[int]:
+    def executors(self, table: system.Table | None = None) -> list[int]:
         """Return the processes that execute runs."""
-        return self.children() if self.kind == "prefork" else [pid for pid in [self.main()] if pid]
-
-    def all(self) -> list[int]:
-        """Return main process, children, guard and whatever they started."""
-        main = self.main()
-        return [main, *system.descendants(main)] if main else []
+        table = table or system.Table()
+        return self.children(table) if self.kind == "prefork" else [pid for pid in [self.main(table)] if pid]
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the main process."""
         if main := self.main():
             system.send(number, [main])
 
-    def measure(self) -> None:
+    def measure(self, table: system.Table) -> None:
         """Note how much memory its processes occupy."""
-        executors = self.executors()
+        executors = self.executors(table)
         self.peak_bytes = max([self.peak_bytes, *map(system.resident_bytes, executors)])
 
     def stop(self) -> None:

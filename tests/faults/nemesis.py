@@ -151,13 +151,14 @@ class Nemesis:
             turn.start()
         for turn in turns:
             turn.join()
-        scene = self.injected[before:]
+        scene = sorted(self.injected[before:], key=lambda one: one.at)
+        self.injected[before:] = scene
         _combine(scene)
         self._measure(scene)
-        for one in scene:
-            self._tell(one)
-        # whoever was killed is back before the next scene, so that there is something to break
-        self._stage.wait_until_ready(self._stage.workers.values(), 60.0)
+        for number, one in enumerate(scene, before + 1):
+            self._tell(number, one)
+        # not all that were killed are back by then, but there is something to break
+        self._stage.waited(self._stage.has_workers, 60.0)
 
     def _draw(self, left: int | None) -> list[Kind]:
         size = 1 if self._dice.random() < 0.5 else self._dice.randint(2, 4)
@@ -209,9 +210,9 @@ class Nemesis:
                 decided = now if is_decided and probed is not None else None
             one.recovered_s = patience_s if decided is None else max(0.0, decided - last)
 
-    def _tell(self, one: Injected) -> None:
+    def _tell(self, number: int, one: Injected) -> None:
         at = one.at - self._began
-        words = f"{len(self.injected):4d}  {at:7.1f} s  {one.kind.of:8} {one.kind.name:32}"
+        words = f"{number:4d}  {at:7.1f} s  {one.kind.of:8} {one.kind.name:32}"
         took = f"lasted {one.healed - one.at:5.1f} s, recovered in {one.recovered_s or 0.0:5.1f} s"
         slow = "  SLOW" if (one.recovered_s or 0.0) > one.kind.bound_s * SLACK else ""
         rest = "".join(f"  {word}" for word in (one.hit.note, one.failed and f"FAILED {one.failed}") if word)

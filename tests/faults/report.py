@@ -105,8 +105,8 @@ def _head(verdict: Verdict, injected: Sequence[Injected], minutes: float) -> Ite
     yield f"- Typed errors that clients met and tried again: {errors}"
     yield f"- All runs had ended {verdict.drained_s:.1f} s after the last fault"
     yield (
-        f"- Peak memory: a worker's process {verdict.worker_bytes >> 20} MB, Redis {verdict.redis_bytes >> 20} MB; "
-        f"slowest refusal {told.slowest_refusal_s * 1000:.0f} ms"
+        f"- Peak memory: a worker's process {verdict.worker_bytes >> 20} MB (the glutton's own included), Redis "
+        f"{verdict.redis_bytes >> 20} MB"
     )
     yield f"- Started again by the supervisor: {restarts}"
 
@@ -126,13 +126,18 @@ def _faults(injected: Sequence[Injected], kinds: Mapping[str, Kind]) -> Iterator
     by_kind: dict[str, list[Injected]] = defaultdict(list)
     for one in injected:
         by_kind[one.kind.name].append(one)
-    yield "| component | kind | what | times | alone: longest recovery | in storms | bound |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| component | kind | what | times | alone: longest recovery | in storms | bound | noted last |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, ones in sorted(by_kind.items(), key=lambda item: (item[1][0].kind.of, item[0])):
         kind = kinds[name]
         alone = _longest(one for one in ones if one.was_alone)
         storm = _longest(one for one in ones if not one.was_alone)
-        yield f"| {kind.of} | {name} | {kind.does} | {len(ones)} | {alone} | {storm} | {kind.bound_s:g} s |"
+        times = f"{alone} | {storm} | {kind.bound_s:g} s"
+        yield f"| {kind.of} | {name} | {kind.does} | {len(ones)} | {times} | {_noted(ones)} |"
+
+
+def _noted(ones: Sequence[Injected]) -> str:
+    return next((one.hit.note[:120].replace("|", "/") for one in reversed(ones) if one.hit.note), "")
 
 
 def _longest(ones: Iterator[Injected]) -> str:

@@ -44,6 +44,7 @@ WORKERS = (
 )
 CLIENTS = ("ann", "bob")
 LOOK_S = 0.25
+MEASURE_S = 3.0
 
 
 class Stage:
@@ -87,10 +88,10 @@ class Stage:
             client.start()
         self._keeper.start()
 
-    def wait_until_ready(self, members: Iterable[Member], timeout: float = 60.0) -> bool:
-        """Wait until the supervisor has them all up; say whether it has."""
-        wanted = list(members)
-        return self.waited(lambda: all(member.is_ready for member in wanted), timeout)
+    def has_workers(self) -> bool:
+        """Say whether there is a worker of each pool, and a linked one."""
+        ready = [worker for worker in self.workers.values() if worker.is_ready]
+        return len({worker.kind for worker in ready}) == 2 and any(worker.is_linked for worker in ready)
 
     def waited(self, condition: Callable[[], object], timeout: float) -> bool:
         """Wait for a condition; say whether it came."""
@@ -212,16 +213,22 @@ class Stage:
 
     def _start(self, member: Member) -> None:
         member.start()
-        if not self.wait_until_ready([member], 90.0):
+        if not self.waited(lambda: member.is_ready, 90.0):
             raise RuntimeError(f"worker {member.name} did not become ready:\n{member.log[-3000:]}")
 
     def _keep(self) -> None:
+        members = [*self.workers.values(), *self.clients.values()]
+        measured_at = 0.0
         while not self._over.wait(LOOK_S):
-            for member in [*self.workers.values(), *self.clients.values()]:
+            for member in members:
                 if member.has_ended and not (member.kind == "client" and self._may_end()):
                     member.start()
-                member.measure()
-            self.redis.measure()
+            if time.monotonic() - measured_at > MEASURE_S:
+                measured_at = time.monotonic()
+                table = system.Table()
+                for member in members:
+                    member.measure(table)
+                self.redis.measure()
 
     def _may_end(self) -> bool:
         return (self.folder / "stop").exists()

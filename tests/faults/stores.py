@@ -40,12 +40,16 @@ class RedisServer:
         self._process: WatchedProcess | None = None
         self.pid = 0
         self.peak_bytes = 0
-        self.client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=30.0)
+        self.client = self.another()
 
     @property
     def url(self) -> str:
         """Where it is."""
         return f"unix://{self.socket}?db=0"
+
+    def another(self) -> redis.Redis:
+        """Return one more client of our own, past all links."""
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=30.0)
 
     def start(self) -> None:
         """Start it on the data there is; returns when it answers."""
@@ -167,7 +171,7 @@ class PostgresServer:
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End postmaster and backends by a signal; SIGQUIT is PostgreSQL's immediate shutdown."""
         postmaster = self.pid
-        backends = system.children(postmaster)
+        backends = system.Table().children(postmaster)
         system.send(number, [postmaster, *(backends if number == signal.SIGKILL else [])])
         gone: Callable[[], bool] = lambda: not any(map(system.is_alive, [postmaster, *backends]))  # noqa: E731
         wait_until(gone, description="PostgreSQL is dead", timeout=60.0)
@@ -176,7 +180,7 @@ class PostgresServer:
     def freeze(self, number: signal.Signals) -> None:
         """Stop all its processes, or let them go on."""
         postmaster = self.pid
-        system.send(number, [postmaster, *system.children(postmaster)])
+        system.send(number, [postmaster, *system.Table().children(postmaster)])
 
     def stop(self) -> None:
         """End it and remove its data."""

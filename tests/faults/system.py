@@ -23,20 +23,24 @@ def _fields(pid: int) -> list[str]:
     return []
 
 
-def children(parent: int) -> list[int]:
-    """Return the living children of a process, oldest first."""
-    found = []
-    for pid in pids():
-        fields = _fields(pid)
-        if len(fields) > 19 and int(fields[1]) == parent and fields[0] != "Z":
-            found.append((int(fields[19]), pid))
-    return [pid for _, pid in sorted(found)]
+class Table:
+    """Who has whom started, as it is at one moment; zombies are not in it."""
 
+    def __init__(self) -> None:
+        self._children: dict[int, list[tuple[int, int]]] = {}
+        for pid in pids():
+            fields = _fields(pid)
+            if len(fields) > 19 and fields[0] != "Z":
+                self._children.setdefault(int(fields[1]), []).append((int(fields[19]), pid))
 
-def descendants(root: int) -> list[int]:
-    """Return all that a process has started, and what these have."""
-    found = children(root)
-    return found + [deeper for child in found for deeper in descendants(child)]
+    def children(self, parent: int) -> list[int]:
+        """Return the living children of a process, oldest first."""
+        return [pid for _, pid in sorted(self._children.get(parent, []))]
+
+    def descendants(self, root: int) -> list[int]:
+        """Return all that a process has started, and what these have."""
+        found = self.children(root)
+        return found + [deeper for child in found for deeper in self.descendants(child)]
 
 
 def command(pid: int) -> str:

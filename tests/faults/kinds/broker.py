@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from asm_celery.dispatch import TASK
 from tests.faults.nemesis import Hit, fault
@@ -19,35 +24,66 @@ def _key(stage: Stage, name: str) -> str:
     return f"{prefix}{name}"
 
 
-def _bells(stage: Stage, turns: int) -> Iterator[list[bytes]]:
-    """Look at the waiting doorbells several times."""
-    client: Any = stage.redis.client
-    for _ in range(turns):
-        yield client.lrange(_key(stage, stage.config.default_queue), 0, -1)
+@contextmanager
+def _thief(stage: Stage, treat: Callable[[bytes], object]) -> Iterator[list[bytes]]:
+    """Stand in line with the workers, several times over, and treat the doorbells that come our way."""
+    key, over = _key(stage, stage.config.default_queue), threading.Event()
+    caught: list[bytes] = []
+
+    def steal() -> None:
+        client: Any = stage.redis.another()
+        while not over.is_set():
+            try:
+                got = client.brpop([key], timeout=0.3)
+            except RedisError:
+                over.wait(0.1)
+                continue
+            if got is not None:
+                caught.append(got[1])
+                treat(got[1])
+        client.close()
+
+    thieves = [threading.Thread(target=steal, daemon=True) for _ in range(6)]
+    for thief in thieves:
+        thief.start()
+    try:
+        yield caught
+    finally:
+        over.set()
+        for thief in thieves:
+            thief.join(30.0)
 
 
 @fault("broker", bound_s=DOORBELL_S)
 def doorbells_lost(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[float]:
-    """Throw away what waits in the broker's list, for a second."""
-    lost = 0
-    for bells in _bells(stage, 200):
-        lost += len(bells)
-        stage.redis.client.delete(_key(stage, stage.config.default_queue))
-        yield 0.005
-    hit.note = f"{lost} lost"
+    """Steal doorbells from the broker's list for some seconds."""
+    with _thief(stage, lambda bell: None) as caught:
+        yield dice.uniform(1.0, 4.0)
+    hit.note = f"{len(caught)} lost"
 
 
 @fault("broker")
 def doorbells_repeated(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[float]:
-    """Copy each waiting doorbell twice, for two seconds."""
-    copied = 0
-    for bells in _bells(stage, 200):
-        for bell in bells[:20]:
-            stage.redis.client.lpush(_key(stage, stage.config.default_queue), bell)
-            stage.redis.client.rpush(_key(stage, stage.config.default_queue), bell)
-            copied += 2
-        yield 0.01
-    hit.note = f"{copied} copies"
+    """Take doorbells from the broker's list and put each back three times, late and in any order."""
+    late: list[bytes] = []
+    with _thief(stage, late.append) as caught:
+        for _ in range(30):
+            yield 0.1
+            bells, late[:] = [*late, *late, *late], []
+            dice.shuffle(bells)
+            _put_back(stage, dice, bells)
+    _put_back(stage, dice, late)
+    hit.note = f"{len(caught)} repeated"
+
+
+def _put_back(stage: Stage, dice: random.Random, bells: list[bytes]) -> None:
+    client: Any = stage.redis.client
+    for bell in bells:
+        # what Redis does not take is a lost doorbell
+        with suppress(RedisError):
+            (client.lpush if dice.random() < 0.5 else client.rpush)(
+                _key(stage, stage.config.default_queue), bell
+            )
 
 
 @fault("broker")
@@ -60,7 +96,8 @@ def doorbells_forged(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[fl
         claim = dice.choice((1, 2, 3, 999))
         name = run_id if claim == 1 else f"{run_id}.{claim}"
         arguments = dice.choice(((run_id, claim, "chaos-forged", 1), (run_id, claim), ("nonsense",), ()))
-        app.send_task(TASK, args=arguments, task_id=name, queue=stage.config.default_queue, retry=False)
+        with suppress(OperationalError):
+            app.send_task(TASK, args=arguments, task_id=name, queue=stage.config.default_queue, retry=False)
     yield 0.5
 
 
@@ -89,7 +126,8 @@ def _revoke(stage: Stage, dice: random.Random, hit: Hit, *, terminate: bool) -> 
     server = stage.session()
     run_id = stage.submit(server, {"do": "work", "seconds": dice.choice((1.0, 30.0))}, run_timeout=20.0)
     stage.waited(lambda: stage.running(run_id), QUIET_S)
-    stage.asm.celery_app.control.revoke(run_id, terminate=terminate)
+    with suppress(OperationalError):
+        stage.asm.celery_app.control.revoke(run_id, terminate=terminate)
     yield 0.1
     # a monitor's word may be lost, and then somebody asks again
     stage.patiently(lambda: server.cancel_run(run_id))

@@ -26,9 +26,12 @@ def _strike(stage: Stage, hit: Hit, pids: Iterable[int]) -> list[int]:
 
 
 def _worker(stage: Stage, dice: random.Random, kind: str | None = None) -> Member:
-    fitting = [one for one in stage.workers.values() if kind in (None, one.kind) and one.is_ready]
-    if not fitting:
-        raise RuntimeError("no worker is up to be broken")
+    def fits() -> list[Member]:
+        return [one for one in stage.workers.values() if kind in (None, one.kind) and one.is_ready]
+
+    # the last one may have just been killed by a run
+    stage.waited(fits, 60.0)
+    fitting = fits()
     # one that executes something, if there is any
     busy = [one for one in fitting if stage.running_at(one.executors())]
     return dice.choice(busy or fitting)
