@@ -60,10 +60,11 @@ def test_a_flush_in_mid_load_costs_seconds_and_nothing_else(
 ) -> None:
     """Order, slots and limit hold, runs are entered again soon, all complete, and the doctor finds nothing."""
     asm.limiter.set_limits(max_parallel_runs=LIMIT, max_parallel_sessions=SESSIONS)
-    for _ in range(2):
-        worker(pool="threads", concurrency=4)
+    # all is submitted before anything runs: what is quicker than its submits is no load
     sessions = [asm.start_session("work") for _ in range(SESSIONS)]
     runs = [session.submit_run(0.02 if FULL else 0.1) for session in sessions for _ in range(EACH)]
+    for _ in range(2):
+        worker(pool="threads", concurrency=4)
     wait_until(lambda: len(ledger.entered()) > SESSIONS // 4, description="the load is under way", timeout=60)
 
     with redis.Redis.from_url(config.redis_url) as client:
