@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,14 @@ def test_everything_works_under_the_shipped_acl(
     with contextlib.closing(redis.Redis.from_url(sqlite_config.redis_url)) as admin:
         name = f"asm-{confined.namespace}"
         assert [] == [entry for entry in admin.acl_log() if entry["username"] == name]
+
+
+def test_every_command_of_the_scripts_is_allowed() -> None:
+    """A script is asked for each command it calls, and stops in its middle at the first that is refused."""
+    scripts = (ROOT / "asm_celery" / "queue" / "lua").rglob("*.lua")
+    called = {word.lower() for path in scripts for word in re.findall(r"p?call\('(\w+)", path.read_text())}
+
+    assert called <= set(re.findall(r"\+(\S+)", (ROOT / "ops" / "redis.acl").read_text()))
 
 
 @pytest.mark.parametrize("command", FORBIDDEN, ids=[" ".join(one)[:40] for one in FORBIDDEN])

@@ -14,7 +14,7 @@ import psycopg
 from asm_celery import AgentSessions, Config, Event, SessionServer
 from asm_celery.dispatch import Dispatcher
 from asm_celery.errors import AsmError
-from asm_celery.model import Lease, Run
+from asm_celery.model import Bell, Lease, Run
 from asm_celery.runtime import Runtime
 from asm_celery.worker.attempt import Attempts
 from asm_celery.worker.host import ExecutorHost
@@ -69,6 +69,8 @@ class Desk:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        # as a dispatcher it is rung, and no script pushes
+        self.bell: Bell | None = None
         self.gates = Gates()
         self.entered: list[str] = []
         self.rung: list[Lease] = []
