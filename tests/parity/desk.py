@@ -67,6 +67,9 @@ class Desk:
         rung: every doorbell.
     """
 
+    # nothing is pushed by the scripts: doorbells come to `dispatch`
+    bell = None
+
     def __init__(self, config: Config) -> None:
         self.config = config
         # as a dispatcher it is rung, and no script pushes

@@ -61,7 +61,9 @@ def written(desk: Desk) -> list[Event]:
     desk.ended(servers["resting"], rests)
     servers["gate"].drain(accept=False)
     servers["gate"].complete()
-    return [event for server in servers.values() for event in all_events(server)]
+    stored = [event for server in servers.values() for event in all_events(server)]
+    desk.asm.prune(keep=1, session_id=servers["telling"].session_id)
+    return stored + all_events(servers["telling"])
 
 
 def test_the_runtimes_events_have_the_keys_that_are_told(written: list[Event]) -> None:

@@ -12,7 +12,7 @@ from asm_celery import Event, errors
 from asm_celery.states import EventType, check_event_type, event_category
 
 FAMILIES = {
-    "session": "created started paused resumed completed failed cancelled draining",
+    "session": "created started paused resumed completed failed cancelled draining pruned",
     "run": "started completed failed cancelled timeout queued requeued stop_requested interrupted paused resumed",
     "message": "sent received streamed",
     "tool": "call_started call_completed call_failed",
