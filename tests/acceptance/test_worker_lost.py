@@ -18,8 +18,9 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.either_database
 
-# within lease and repair period it is due; six times that is said to be enough on two busy cores
-TIMES = 6
+# 20 s are promised at the defaults, of which lease and repair period are 17
+REST_S = 3.0
+TIMES = 3
 
 
 def test_the_runs_of_a_killed_worker_end_and_the_next_ones_start(
@@ -44,7 +45,7 @@ def test_the_runs_of_a_killed_worker_end_and_the_next_ones_start(
     took_s = time.monotonic() - killed_at
 
     assert ["worker_lost"] * 2 == [one.code for one in lost]
-    assert took_s < TIMES * (config.lease_s + config.repair_s)
+    assert took_s < TIMES * (config.lease_s + config.repair_s + REST_S)
     wait_until(lambda: set(ledger.entered()) == {*runs, *followers}, description="the next runs have started")
     # theirs, and not the dead worker's: the limit is two
     assert 2 == asm.limiter.get_status().active_runs
