@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import Any, Final
 
 from asm_celery.model import Event
 from asm_celery.states import EventType
+
+# What an agent says of its usage is stored with its end: it must fit, and be numbers that JSON has.
+_MOST_NAMES: Final = 100
+_LONGEST_NAME: Final = 200
+_LARGEST: Final = 1e15
 
 
 class Tally:
@@ -43,7 +48,7 @@ class Tally:
 
     @property
     def token_usage(self) -> dict[str, Any]:
-        """The numbers of all `token_usage_updated` events, added key by key."""
+        """The numbers of all `token_usage_updated` events, added key by key; what is absurd is left out."""
         with self._lock:
             return dict(self._usage)
 
@@ -71,11 +76,11 @@ class Tally:
 
     def _add_usage(self, data: dict[str, Any]) -> None:
         for key, value in data.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > _LARGEST:
                 continue
             if key == "cost_usd":
                 self._cost_usd = (self._cost_usd or 0.0) + value
-            else:
+            elif key in self._usage or (len(self._usage) < _MOST_NAMES and len(key) <= _LONGEST_NAME):
                 self._usage[key] = self._usage.get(key, 0) + value
 
 
