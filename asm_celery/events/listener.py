@@ -119,7 +119,9 @@ class Listener:
     def _listen(self) -> None:
         with connect(self._config, blocking=True) as client, client.pubsub() as pubsub:
             with self._lock:
-                self._changed |= self._subscribed
+                # also while Redis is away: what was followed and dropped meanwhile must not pile up
+                known = self._changed | self._subscribed
+                self._changed = {channel for channel in known if self._audience.wants(channel)}
                 self._subscribed.clear()
             pubsub.subscribe(self._bell)
             heard_at = asked_at = time.monotonic()

@@ -12,7 +12,7 @@ import redis
 from asm_celery.config import Config
 from asm_celery.errors import InvalidOperation
 from asm_celery.events.bus import Bus
-from asm_celery.model import Run
+from asm_celery.model import Run, new_id
 from asm_celery.states import RunStatus
 from tests.following import SilentBus, place
 from tests.waiting import wait_until
@@ -112,6 +112,19 @@ def test_without_redis_awaiters_are_answered_from_sql(sqlite_config: Config) -> 
         here.end_run(session_id, run_id)
 
         assert run_id == answers.get(timeout=20).run_id
+
+
+def test_what_was_followed_while_redis_is_away_does_not_pile_up(sqlite_config: Config) -> None:
+    """Of a thousand sessions that were followed and left during an outage, only the last is remembered."""
+    with place(sqlite_config, redis_url="redis://127.0.0.1:1/0") as here:
+        for _ in range(1000):
+            here.hub.wait_for(new_id("run"), new_id("ses"), print)()
+        kept = here.config.keys.control("exe_1")
+        here.hub.listen(kept, print)
+
+        wait_until(lambda: here.hub._listener._changed == {kept}, description="the rest is forgotten")
+
+        assert {kept} == here.hub._channels.keys()
 
 
 def test_a_control_channel_is_heard_until_it_is_stopped(sqlite_config: Config) -> None:
