@@ -229,6 +229,7 @@ class AgentSessions:
 
         Runs and their results stay, and so does all of a log from its first open run on.  Who follows a log
         from a removed place gets one ``session_pruned`` event; a cursor there is refused with CursorGone.
+        Where every session is pruned, the history of operations on a run goes with the run's last event.
 
         Args:
             before: only events older than this (aware datetime).

@@ -1,6 +1,7 @@
 """Retention: remove the oldest events of each session, and keep saying where its log begins.
 
 Only prefixes go, and nothing of an open run or behind it; sessions and runs with their results stay.
+What was asked of a run by operators goes with the last event of its log.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Retention:
         for one in self._sessions(keep) if session_id is None else [check_session_id(session_id)]:
             while count := self._prune(one, before, keep, is_asked=session_id is not None):
                 removed += count
+        if session_id is None:
+            self._forget_operations()
         return removed
 
     @retried
@@ -66,6 +69,17 @@ class Retention:
             tx.events.remove_up_to(session_id, last)
             tx.sessions.begin_with(session_id, last + 1)
             return last - first + 1
+
+    def _forget_operations(self) -> None:
+        # one walk for all sessions: the table has no index by session
+        last: str | None = ""
+        while last is not None:
+            last = self._forget_page(last)
+
+    @retried
+    def _forget_page(self, after: str) -> str | None:
+        with self._log.transaction() as tx:
+            return tx.operations.forget(after=after, limit=_PAGE)
 
     def _sessions(self, keep: int) -> Iterator[str]:
         after = ""

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from asm_celery.model import new_id
 from asm_celery.store.sessions import insert_into
-from asm_celery.store.tables import control_operations, executors, instant_in, microseconds, settings
+from asm_celery.store.tables import control_operations, events, executors, instant_in, microseconds, settings
 
 
 class Settings:
@@ -134,6 +134,23 @@ class ControlHistory:
                 at=instant_in(0),
             )
         )
+
+    def forget(self, *, after: str, limit: int) -> str | None:
+        """Remove, of the next entries by id, those on runs of whose log nothing is left.
+
+        Returns:
+            the last id looked at; None when there are no more.
+        """
+        table = control_operations.c
+        page = select(table.operation_id).where(table.operation_id > after).order_by(table.operation_id)
+        looked: list[str] = list(self._connection.execute(page.limit(limit)).scalars())
+        if not looked:
+            return None
+        has_events = select(events.c.run_id).where(events.c.run_id == table.run_id).exists()
+        self._connection.execute(
+            delete(control_operations).where(table.operation_id.in_(looked), ~has_events)
+        )
+        return looked[-1]
 
     def of(self, run_id: str) -> list[ControlOperation]:
         """Return the operations on a run, oldest first."""

@@ -13,7 +13,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from asm_celery.codec import decode
 from asm_celery.model import Session
 from asm_celery.states import SessionStatus
-from asm_celery.store.tables import agents, events, instant_in, runs, session_counters, sessions
+from asm_celery.store.tables import (
+    agents,
+    control_operations,
+    events,
+    instant_in,
+    runs,
+    session_counters,
+    sessions,
+)
 
 _SESSION = select(
     sessions,
@@ -212,7 +220,9 @@ class Sessions:
         return _counter(row)
 
     def delete(self, session_id: str) -> None:
-        """Remove a session with its events and runs; the caller has checked that none is open."""
+        """Remove a session with all that is kept of it; the caller has checked that none is open."""
+        its_runs = select(runs.c.run_id).where(runs.c.session_id == session_id)
+        self._connection.execute(delete(control_operations).where(control_operations.c.run_id.in_(its_runs)))
         for table in (events, runs, session_counters, sessions):
             self._connection.execute(delete(table).where(table.c.session_id == session_id))
 
