@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -74,11 +74,60 @@ class Report:
         ]
 
 
+class Measured:
+    """Collects what the tests of one module measured, and writes a page with a table for each of them.
+
+    Args:
+        path: the page, written when the run has ended, if anything was measured.
+        module: the end of the module's path.
+        head: the lines before the tables.
+    """
+
+    def __init__(self, path: Path, module: str, head: str) -> None:
+        self._path = path
+        self._module = module
+        self._head = head
+        self._measured: dict[str, list[tuple[str, object]]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take note of one test."""
+        if report.when == "call" and self._module in report.nodeid and report.user_properties:
+            word = "" if report.passed else " FAILED"
+            self._measured[report.nodeid.partition("::")[2] + word] = report.user_properties
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the page."""
+        if not self._measured:
+            return
+        lines = [
+            self._head,
+            "",
+            f"- Commit {_commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}, {_machine()}",
+        ]
+        for test, measured in sorted(self._measured.items()):
+            lines += ["", f"## {test}", "", "| What | Value |", "|---|---|"]
+            lines += [f"| {name} | {value} |" for name, value in measured]
+        self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+_FLOOD: Final = """# Floods
+
+Written by `tests/faults/test_flood.py` at full size: 50,000 submits to 100 sessions that may have 21 open runs
+each while a worker executes; then an agent that says 10,000 events as fast as it can, before 1,000 subscribers
+of one process that read nothing until it has ended.
+The bounds: a refusal takes less than 100 ms (99 of 100, times 3 in the test), no process grows by more than
+64 MiB, Redis holds less than 32 MiB; nothing accepted is lost, and nothing said."""
+
+
 def register(config: pytest.Config) -> None:
-    """Have a full run write its report where ``ASM_TEST_REPORT`` says; the workers of xdist do not."""
+    """Have a full run write its pages where ``ASM_TEST_..._REPORT`` say; the workers of xdist do not."""
     path: Any = os.environ.get("ASM_TEST_REPORT")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Report(Path(path).absolute()), "asm-report")
+    flood: Any = os.environ.get("ASM_TEST_FLOOD_REPORT")
+    if flood and not hasattr(config, "workerinput"):
+        page = Measured(Path(flood).absolute(), "faults/test_flood.py", _FLOOD)
+        config.pluginmanager.register(page, "asm-flood-report")
 
 
 def _commit() -> str:

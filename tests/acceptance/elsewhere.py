@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,7 +61,7 @@ class Elsewhere:
         return self
 
     def again(self) -> Any:
-        """Have it look again; return what it says (`follow` only)."""
+        """Have it look again; return what it says (`follow` and `crowd` only)."""
         self._tell("again")
         return self.answer()
 
@@ -216,7 +217,77 @@ def follow(asm: AgentSessions, *, session_id: str, subscribers: int) -> None:
             return
 
 
-VERBS: dict[str, Verb] = {"submit": submit, "append": append, "wait_for": wait_for, "follow": follow}
+def flood(asm: AgentSessions, *, sessions: list[str], count: int, threads: int) -> dict[str, Any]:
+    """Submit as fast as it goes, in turns to the sessions; answer what came of it, and the peak of memory."""
+    servers = [asm.attach(session_id) for session_id in sessions]
+    accepted: list[list[str]] = [[] for _ in sessions]
+    took_s: dict[str, list[float]] = {"accepted": [], "refused": []}
+    before = peak_mb(os.getpid())
+
+    def one(number: int) -> None:
+        at = number % len(servers)
+        began = time.perf_counter()
+        try:
+            accepted[at].append(servers[at].submit_run(number))
+            took_s["accepted"].append(time.perf_counter() - began)
+        except QueueFull:
+            took_s["refused"].append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(one, range(count), chunksize=1):
+            pass
+    return {
+        "accepted": dict(zip(sessions, accepted, strict=True)),
+        "refused": len(took_s["refused"]),
+        "seconds": time.perf_counter() - began,
+        "took_ms": {word: _spread(times) for word, times in took_s.items()},
+        "mb": [before, peak_mb(os.getpid())],
+    }
+
+
+def crowd(asm: AgentSessions, *, session_id: str, subscribers: int) -> None:
+    """Follow a session many times; read one event each, and nothing more until a line is heard.
+
+    Answers when all have; then what each has read up to the session's end, once for all that read the same,
+    and the peak of memory before and after.
+    """
+    server = asm.attach(session_id)
+    held = [server.subscribe() for _ in range(subscribers)]
+    for one in held:
+        assert one.get(timeout=60) is not None
+    before = peak_mb(os.getpid())
+    _say(subscribers)
+    sys.stdin.readline()
+    read = [[event.sequence for event in one] for one in held]
+    same = [list(transcript) for transcript in {tuple(transcript) for transcript in read}]
+    _say({"transcripts": same, "mb": [before, peak_mb(os.getpid())]})
+
+
+def peak_mb(pid: int) -> float:
+    """Return the most memory a process has had, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times) or [0.0]
+    return {
+        "median": round(1000 * ordered[len(ordered) // 2], 1),
+        "p99": round(1000 * ordered[int(len(ordered) * 0.99)], 1),
+        "max": round(1000 * ordered[-1], 1),
+    }
+
+
+VERBS: dict[str, Verb] = {
+    "submit": submit,
+    "append": append,
+    "wait_for": wait_for,
+    "follow": follow,
+    "flood": flood,
+    "crowd": crowd,
+}
+_READ_LINES: frozenset[str] = frozenset({"follow", "crowd"})
 
 
 def _say(value: Any) -> None:
@@ -239,7 +310,7 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
-    if verb != "follow":
+    if verb not in _READ_LINES:
         threading.Thread(target=_end_with_the_test, daemon=True).start()
     _say(VERBS[verb](asm, **arguments))
     asm.close()
