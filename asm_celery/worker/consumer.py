@@ -8,7 +8,7 @@ it executes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from celery.worker.consumer import Consumer
@@ -16,6 +16,7 @@ from kombu import compression
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from asm_celery.dispatch import TASK
+from asm_celery.errors import ValidationError
 from asm_celery.showing import shown
 from asm_celery.worker.doorbell import headers_of
 
@@ -64,6 +65,16 @@ class DoorbellConsumer(Consumer):
                 message.reject_log_error(log, self.connection_errors)
 
         return on_message
+
+
+def refuse_other_codecs(accepted: Collection[str]) -> None:
+    """Raise ValidationError unless JSON is all that a worker reads: pickle would run what a message brings."""
+    if others := sorted(set(accepted) - {"json", "application/json"}):
+        raise ValidationError(
+            f"accept_content lets a worker read {', '.join(map(shown, others))}, and whoever reaches the broker "
+            "could run anything in it: leave it at ['json'], or give your tasks a Celery application of their own",
+            details={"field": "accept_content"},
+        )
 
 
 def refuse_compressed() -> None:

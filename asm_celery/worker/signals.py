@@ -24,7 +24,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
 from asm_celery.worker.children import SILENCE, ChildWatch
-from asm_celery.worker.consumer import refuse_compressed
+from asm_celery.worker.consumer import refuse_compressed, refuse_other_codecs
 from asm_celery.worker.ears import count_waiting
 from asm_celery.worker.guard_link import die_with_parent, link
 from asm_celery.worker.heartbeat import announced_name
@@ -93,6 +93,8 @@ class WorkerLife:
 
     def on_made(self, worker: Any) -> None:
         """A worker is being put together: neither its children nor its consumer exist yet."""
+        if self.is_ours:
+            refuse_other_codecs(self._app.conf.accept_content)
         # closed again before there are children
         refuse_eviction(self._runtime_of().config)
         self._executes_here = not pool.forks(worker)
