@@ -8,8 +8,8 @@ from typing import Any
 
 from asm_celery.agent import AgentRegistry
 from asm_celery.config import Config
-from asm_celery.errors import AsmError
-from asm_celery.model import Lease, Run, Session
+from asm_celery.errors import AsmError, StorageConnectionFailed
+from asm_celery.model import Lease, Run, Session, new_id
 from asm_celery.moves.admission import SubmitOptions
 from asm_celery.moves.coordinator import Claim
 from asm_celery.moves.outcome import Outcome
@@ -96,7 +96,11 @@ class World:
             # a living worker announces all the time; on a slow machine the last word may have run out
             self.announce(self._slots)
         chosen = lease or self.bells.rung.pop(0)
-        return self.runtime.coordinator.start(chosen.run_id, chosen.claim, executor, knows=self.registry.get)
+        moves, what = self.runtime.coordinator, (chosen.run_id, chosen.claim, executor, new_id("clm"))
+        try:
+            return moves.start(*what, knows=self.registry.get)
+        except StorageConnectionFailed:
+            return moves.recall(*what)
 
     def finish(self, claim: Claim, status: RunStatus = RunStatus.COMPLETED, **values: Any) -> Run:
         """End an attempt."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from asm_celery.codec import encode
 from asm_celery.config import Config
-from asm_celery.errors import CoordinationUnavailable, LeaseLost, StorageConnectionFailed
+from asm_celery.errors import CoordinationUnavailable, LeaseLost
 from asm_celery.events.log import EventLog, LogTransaction
-from asm_celery.model import Event, Run, Session, new_id
+from asm_celery.model import Event, Run, Session
 from asm_celery.moves.outcome import Outcome, columns_of, requeued_event, told_of
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
@@ -59,16 +59,21 @@ class Coordinator:
         self._stopper = stopper
 
     def start(
-        self, run_id: str, claim: int, executor: str, *, knows: Callable[[str], object | None]
+        self, run_id: str, claim: int, executor: str, nonce: str, *, knows: Callable[[str], object | None]
     ) -> Claim | None:
         """Answer a doorbell: begin the lease, then claim the run; `run_started` is stored with the claim.
 
         One script and one transaction; a refused claim costs one read and one script more.
 
+        Args:
+            nonce: signs this answer, and no other ever.
+
+        Raises:
+            StorageConnectionFailed: it may have been claimed all the same: `recall` says.
+
         Guarantee: at most one executor gets a claim number, and only when the run may run now.  None: a
         spare doorbell, a refused claim (already given back) or Redis away (rung again later).
         """
-        nonce = new_id("clm")
         try:
             if not self._promoter.queue.begin(run_id, claim, executor, nonce):
                 log.info(
@@ -84,15 +89,23 @@ class Coordinator:
             self._give_back_lacking(lacking.run, claim, executor)
         except _Refused:
             self.give_back(run_id, claim, executor)
-        except StorageConnectionFailed:
-            # the answer to COMMIT may be all that was lost: whose claim is it?
-            with self._log.store.read() as tx:
-                run = tx.runs.get(run_id)
-                if run is not None and tx.runs.nonce_of(run_id) == nonce:
-                    session = tx.sessions.get(run.session_id)
-                    assert session is not None
-                    return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
-            self.give_back(run_id, claim, executor)
+        return None
+
+    def recall(self, run_id: str, claim: int, executor: str, nonce: str) -> Claim | None:
+        """Return the claim that an unanswered `start` has made; None: it made none, and its lease is given back.
+
+        A read of three statements, and a script where there is none.
+
+        Raises:
+            StorageConnectionFailed: nobody can say; call again.
+        """
+        with self._log.store.read() as tx:
+            run = tx.runs.get(run_id)
+            if run is not None and tx.runs.nonce_of(run_id) == nonce:
+                session = tx.sessions.get(run.session_id)
+                assert session is not None
+                return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
+        self.give_back(run_id, claim, executor)
         return None
 
     @retried

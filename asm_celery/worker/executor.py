@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from asm_celery.agent import AgentRegistry, AgentSpec
 from asm_celery.config import Config
 from asm_celery.errors import AgentNotFound, AsmError, LeaseLost, StopRun, StorageConnectionFailed
+from asm_celery.model import new_id
 from asm_celery.moves.coordinator import Claim, Coordinator
 from asm_celery.moves.outcome import Outcome
 from asm_celery.worker.attempt import SHUTDOWN, Attempt, Attempts
@@ -105,7 +106,7 @@ class Executor:
                 return None
             claim = None
             try:
-                claim = self._claim(run_id, number)
+                claim = self._claim(attempt)
                 if claim is not None:
                     return self._execute(attempt, claim)
             finally:
@@ -133,12 +134,23 @@ class Executor:
             self._attempts.leave(attempt)
         return True
 
-    def _claim(self, run_id: str, number: int) -> Claim | None:
+    def _claim(self, attempt: Attempt) -> Claim | None:
+        moves, nonce = self._coordinator, new_id("clm")
+        what = attempt.run_id, attempt.number, self.name, nonce
         try:
-            return self._coordinator.start(run_id, number, self.name, knows=self._registry.get)
+            try:
+                return moves.start(*what, knows=self._registry.get)
+            except StorageConnectionFailed:
+                # left now, a run that is ours after all would end as lost, and its agent was never entered
+                return _patiently(
+                    lambda: moves.recall(*what),
+                    STORE_PATIENCE_S,
+                    what="a claim",
+                    leaves=lambda: attempt.stop_kind,
+                )
         except AsmError as cause:
             # whatever was half done is known to Redis or SQL: the bell is rung again
-            log.warning("run=%s claim=%s was not started: %s", run_id, number, cause)
+            log.warning("run=%s claim=%s was not started: %s", attempt.run_id, attempt.number, cause)
             return None
 
     def _execute(self, attempt: Attempt, claim: Claim) -> str | None:
@@ -240,16 +252,25 @@ def _dropped(claim: Claim) -> None:
     log.info("run=%s attempt=%s was taken over, its end is dropped", claim.run.run_id, claim.run.attempt)
 
 
-def _patiently(act: Callable[[], T], patience_s: float) -> T:
-    """Do it again while the database is away, with growing pauses; raises its error when patience ends."""
+def _patiently(
+    act: Callable[[], T],
+    patience_s: float,
+    *,
+    what: str = "the end of a run",
+    leaves: Callable[[], object] = lambda: None,
+) -> T:
+    """Do it again while the database is away, with growing pauses.
+
+    Raises the database's error when patience ends, or `leaves` says something.
+    """
     until = time.monotonic() + patience_s
     for tries, pause in enumerate(delays()):
         try:
             return act()
         except StorageConnectionFailed as cause:
-            if time.monotonic() + pause > until:
+            if time.monotonic() + pause > until or leaves():
                 raise
             if tries == 0:
-                log.warning("the end of a run waits, the database is away: %s", cause)
+                log.warning("%s waits, the database is away: %s", what, cause)
         time.sleep(pause)
     raise AssertionError("delays never ends")

@@ -84,7 +84,9 @@ def test_leases_are_granted_exactly_in_turns(asm: AgentSessions, config: Config)
     while done < len(bells.rung):
         assert len(bells.rung) - done <= LIMIT
         lease = bells.rung[done]
-        claim = runtime.coordinator.start(lease.run_id, lease.claim, "executor", knows=lambda name: name)
+        claim = runtime.coordinator.start(
+            lease.run_id, lease.claim, "executor", "nonce", knows=lambda name: name
+        )
         assert claim is not None
         runtime.coordinator.finish(claim, Outcome(status=RunStatus.COMPLETED), [], 0)
         done += 1

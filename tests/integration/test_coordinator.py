@@ -268,7 +268,7 @@ def test_a_run_whose_agent_the_worker_lacks_is_given_back_with_a_delay(world: Wo
     run_id = world.submit(session)
     bell = world.bells.rung.pop()
 
-    claim = world.runtime.coordinator.start(run_id, bell.claim, "stranger", knows=lambda name: None)
+    claim = world.runtime.coordinator.start(run_id, bell.claim, "stranger", "nonce", knows=lambda name: None)
 
     assert claim is None
     assert (RunStatus.PENDING, 0, 0) == (

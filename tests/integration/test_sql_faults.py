@@ -20,6 +20,7 @@ from asm_celery.config import Config
 from asm_celery.errors import StorageBusy, StorageConnectionFailed, StorageError
 from asm_celery.events.cursor import Place, begin_at
 from asm_celery.model import Event, Session
+from asm_celery.moves.coordinator import Coordinator
 from asm_celery.moves.outcome import Outcome
 from asm_celery.states import RunStatus
 from asm_celery.store.database import Store
@@ -435,6 +436,32 @@ def test_an_unanswered_commit_is_not_taken_for_one_that_failed(
         monkeypatch.undo()
 
         assert 2 == here.log.page(session_id, after=0, limit=9).head
+
+
+def test_a_claim_whose_answer_went_away_with_the_database_is_executed_when_that_is_back(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent was not entered, so nothing is lost: who claimed it waits, and keeps its lease meanwhile."""
+    claim, recall, asked = Coordinator._claim, Coordinator.recall, []
+
+    def unanswered(moves: Coordinator, *what: Any) -> Any:
+        claim(moves, *what)
+        raise CommitUnknown("lost")
+
+    def away(moves: Coordinator, *what: Any) -> Any:
+        asked.append(what)
+        if len(asked) < 4:
+            raise StorageConnectionFailed("away")
+        return recall(moves, *what)
+
+    monkeypatch.setattr(Coordinator, "_claim", unanswered)
+    monkeypatch.setattr(Coordinator, "recall", away)
+    with station(config) as here:
+        server = here.session(lambda ctx, given: given)
+
+        ended = here.ended(server, server.submit_run("x"))
+
+    assert (RunStatus.COMPLETED, "x", 1) == (ended.status, ended.output, ended.attempt)
 
 
 @on_postgresql

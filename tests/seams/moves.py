@@ -71,7 +71,7 @@ def start_without_its_agent(stage: Stage) -> Act:
     stage.line()
     bell = stage.world.bells.rung.pop()
     return lambda: stage.world.runtime.coordinator.start(
-        bell.run_id, bell.claim, VICTIM, knows=lambda name: None
+        bell.run_id, bell.claim, VICTIM, "nonce", knows=lambda name: None
     )
 
 
