@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 RUN_LIMIT = "max_parallel_runs"
 SESSION_LIMIT = "max_parallel_sessions"
 NO_LIMIT = "none"
+# there since the first gate was opened from this database
+_HAS_GRANTED = "has_granted"
 _PAGE = 500
 # The restorer's right ends by itself, so that another can follow one that died half-way, and is renewed with
 # each page.  Nothing is promoted until then, and service is to be back within 10 s.
@@ -133,8 +135,12 @@ class Restore:
         """Use up the claim numbers that were granted before.
 
         Redis forgot who had begun which lease.  Such a run is waiting in SQL, so its slot goes to another
-        when the gate opens; its executor, late by a moment, must not claim it then.
+        when the gate opens; its executor, late by a moment, must not claim it then.  Before the first gate
+        of all was opened, nothing was ever granted.
         """
+        with self._log.transaction() as tx:
+            if tx.settings.seed(_HAS_GRANTED, "yes"):
+                return
         after: str | None = ""
         while after is not None and self._ask() == "mine":
             with self._log.transaction() as tx:

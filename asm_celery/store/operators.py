@@ -19,13 +19,15 @@ class Settings:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def seed(self, key: str, value: str) -> None:
-        """Write a value if the key has none yet."""
-        self._connection.execute(
+    def seed(self, key: str, value: str) -> bool:
+        """Write a value if the key has none yet; False: it has."""
+        seeded = self._connection.execute(
             insert_into(self._connection, settings)
             .values(key=key, value=value, updated_at=instant_in(0))
             .on_conflict_do_nothing(index_elements=["key"])
+            .returning(settings.c.key)
         )
+        return seeded.first() is not None
 
     def put(self, key: str, value: str) -> None:
         """Write a value."""

@@ -91,7 +91,7 @@ def test_what_a_burial_must_know_is_in_nobodys_command_line_or_environment(
         assert secret not in "\n".join(value for name, value in guard.environ().items() if name != "PWD")
 
 
-@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("attempts", [1, 3] if FULL else [3])
 def test_a_poison_run_ends_failed_after_its_attempts(
     asm: AgentSessions,
     worker: StartWorker,
@@ -204,6 +204,7 @@ def test_an_agent_that_holds_the_interpreter_of_a_threads_worker_is_stopped_in_t
     assert time.monotonic() - began < TIMES * 6.0
 
 
+@pytest.mark.skipif(not FULL, reason="the quick suite kills PostgreSQL with them")
 def test_everything_killed_at_once_and_started_again_loses_nothing(
     config: Config, worker: StartWorker, own_redis: OwnRedis, ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -282,7 +283,7 @@ def kill_and_start_again(
         wait_until(lambda: web.limiter.get_status().active_runs == 0, description="nothing is held any more")
 
 
-@pytest.mark.parametrize("is_worker", [True, False])
+@pytest.mark.parametrize("is_worker", [True, False] if FULL else [True])
 def test_a_wall_clock_that_jumps_kills_nobody(
     asm: AgentSessions,
     config: Config,

@@ -155,12 +155,17 @@ def test_a_database_killed_again_and_again_loses_and_doubles_nothing(
         finally:
             seen.is_over.set()
         lasted = time.monotonic() - began
-        for one in submitting:
-            one.result(timeout=400)
-        for server in servers:
-            seen.until_it_works(server.complete)
-        for one in following:
-            one.result(timeout=120)
+        try:
+            for one in submitting:
+                one.result(timeout=400)
+            for server in servers:
+                seen.until_it_works(server.complete)
+            for one in following:
+                one.result(timeout=120)
+        except BaseException:
+            # who follows a session that does not complete would follow it for ever
+            asm.close()
+            raise
 
     history = collect(
         config, ledger=ledger, submits=seen.submits, awaited=seen.awaited, transcripts=seen.transcripts

@@ -10,6 +10,7 @@ import pytest
 from asm_celery import AgentSessions
 from asm_celery.config import Config
 from asm_celery.worker.ears import Ears
+from tests.acceptance.conftest import FULL
 from tests.conftest import environment
 from tests.waiting import wait_until
 from tests.workers import WorkerProcess
@@ -50,7 +51,7 @@ def test_what_is_no_deafness_starts_the_count_anew(what: str) -> None:
     assert [False, False, True] == [ward.ears.look(at) for at in (31.0, 60.0, 61.0)]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads"] if FULL else ["threads"])
 def test_a_deaf_worker_starts_anew_and_executes_what_waited(
     sqlite_config: Config, start_worker: Callable[..., WorkerProcess], tmp_path: Path, pool: str
 ) -> None:

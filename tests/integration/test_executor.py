@@ -435,8 +435,9 @@ def test_a_worker_that_goes_on_without_its_claim_writes_nothing(here: Station) -
     server = here.session(agent)
     run_id = server.submit_run(None)
     assert entered.wait(20)
-    executor = server.get_run(run_id).executor
-    here.runtime.coordinator.lose(run_id, 1, executor, message="taken over by the test")
+    running = server.get_run(run_id)
+    assert running.executor
+    here.runtime.coordinator.lose(run_id, running.claims, running.executor, message="taken over by the test")
     go.set()
 
     run = here.ended(server, run_id)

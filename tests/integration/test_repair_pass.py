@@ -16,7 +16,7 @@ from asm_celery.store.tables import instant_in, runs, session_counters, sessions
 from tests.world import World
 
 IS_FULL: Final = bool(os.environ.get("ASM_TEST_FULL"))
-LIVE: Final = 10_000 if IS_FULL else 1_000
+LIVE: Final = 10_000 if IS_FULL else 500
 # what is promised of 10,000 on an idle machine, and what is left to two busy cores
 BOUND_S, TIMES = 1.0, 5
 

@@ -527,7 +527,7 @@ def test_run_queue_does_what_the_reference_does(redis_url: str) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=1000 if IS_FULL else 100,
+            max_examples=1000 if IS_FULL else 50,
             stateful_step_count=60 if IS_FULL else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

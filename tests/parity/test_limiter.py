@@ -153,7 +153,7 @@ def test_a_slot_of_a_dead_process_frees_itself(desk: Desk) -> None:
 
 def test_a_slot_is_renewed_as_long_as_it_is_held(sqlite_config: Config) -> None:
     """CL-16: three times its lease later it is still there."""
-    desk = Desk(sqlite_config.model_copy(update={"lease_s": 0.3, "beat_s": 0.1}))
+    desk = Desk(sqlite_config.model_copy(update={"lease_s": 1.5, "beat_s": 0.5}))
     limiter, watched = desk.asm.limiter, desk.asm._runtime().queue
     limiter.acquire_run_slot("s", "r")
     renewals: list[str] = []

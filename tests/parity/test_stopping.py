@@ -58,7 +58,8 @@ def test_cancelled_is_final(desk_on_each: Desk, late: str) -> None:
             raise RuntimeError("broken off")
         return {"late": given}
 
-    desk_on_each.asm.register("deaf", agent)
+    # it is left alone for as long as it takes
+    desk_on_each.asm.register("deaf", agent, stop_grace_s=60)
     server = desk_on_each.start("deaf")
     desk_on_each.work()
     run_id = server.submit_run(7)
