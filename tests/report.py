@@ -113,8 +113,8 @@ class Measured:
 _FLOOD: Final = """# Floods
 
 Written by `tests/faults/test_flood.py` at full size: 50,000 submits to 100 sessions that may have 21 open runs
-each while a worker executes; then an agent that says 10,000 events as fast as it can, before 1,000 subscribers
-of one process that read nothing until it has ended.
+each while a worker executes; then an agent that says 2,000 events as fast as they are stored, before 1,000
+subscribers of one process with buffers of 100 events, which read none of them until it has ended.
 The bounds: a refusal takes less than 100 ms (99 of 100, times 3 in the test), no process grows by more than
 64 MiB, Redis holds less than 32 MiB; nothing accepted is lost, and nothing said."""
 
