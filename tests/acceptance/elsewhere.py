@@ -224,19 +224,27 @@ def flood(asm: AgentSessions, *, sessions: list[str], count: int, threads: int) 
     took_s: dict[str, list[float]] = {"accepted": [], "refused": []}
     before = peak_mb(os.getpid())
 
-    def one(number: int) -> None:
-        at = number % len(servers)
-        began = time.perf_counter()
-        try:
-            accepted[at].append(servers[at].submit_run(number))
-            took_s["accepted"].append(time.perf_counter() - began)
-        except QueueFull:
-            took_s["refused"].append(time.perf_counter() - began)
+    # drawn one by one: a future for each submit would be most of the memory that is measured
+    numbers, lock = iter(range(count)), threading.Lock()
+
+    def some() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            at = number % len(servers)
+            began = time.perf_counter()
+            try:
+                accepted[at].append(servers[at].submit_run(number))
+                took_s["accepted"].append(time.perf_counter() - began)
+            except QueueFull:
+                took_s["refused"].append(time.perf_counter() - began)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(one, range(count), chunksize=1):
-            pass
+        for one in [pool.submit(some) for _ in range(threads)]:
+            one.result()
     return {
         "accepted": dict(zip(sessions, accepted, strict=True)),
         "refused": len(took_s["refused"]),
