@@ -284,7 +284,7 @@ def damages(draw: st.DrawFn) -> tuple[Any, ...]:
 
 @pytest.mark.timeout(2400 if FULL else 120)
 @settings(
-    max_examples=1000 if FULL else 25,
+    max_examples=1000 if FULL else 10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -18,7 +18,9 @@ from tests.world import World
 IS_FULL: Final = bool(os.environ.get("ASM_TEST_FULL"))
 LIVE: Final = 10_000 if IS_FULL else 500
 # what is promised of 10,000 on an idle machine, and what is left to two busy cores
-BOUND_S, TIMES = 1.0, 5
+BOUND_S, TIMES = 1.0, 3
+
+pytestmark = pytest.mark.either_database
 
 
 @pytest.fixture

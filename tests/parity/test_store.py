@@ -202,7 +202,7 @@ def _claimed(desk: Desk, server: SessionServer) -> Claim:
     server.submit_run("x")
     lease = desk.rung[-1]
     claim = desk.asm._runtime().coordinator.start(
-        lease.run_id, lease.claim, "nobody", knows=desk.asm.registry.get
+        lease.run_id, lease.claim, "nobody", "nonce", knows=desk.asm.registry.get
     )
     assert claim is not None
     return claim
