@@ -16,23 +16,13 @@ from asm_celery.model import new_id
 from asm_celery.states import RunStatus
 from tests.acceptance.conftest import Gate, StartWorker
 from tests.acceptance.ledger import Ledger
+from tests.doors.posting import forger
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.either_database
 
 TOLD = "dropped what is no doorbell"
 SPARE = "no such lease waits to be begun"
-
-
-def forger(asm: AgentSessions) -> Celery:
-    """Somebody else's Celery application, on our broker and in our namespace."""
-    app = Celery("forger", broker=asm.config.celery_broker_url, set_as_current=False)
-    app.conf.update(
-        broker_transport_options=asm.celery_app.conf.broker_transport_options,
-        task_default_queue=asm.config.default_queue,
-        accept_content=["json"],
-    )
-    return app
 
 
 def post(app: Celery, body: Any, headers: dict[str, Any], **properties: Any) -> None:
