@@ -17,7 +17,6 @@ from asm_celery.errors import (
 )
 from asm_celery.events.log import LogTransaction
 from asm_celery.model import Event, Session
-from asm_celery.moves.stopping import Stops
 from asm_celery.showing import shown
 from asm_celery.states import SessionStatus
 
@@ -117,17 +116,20 @@ def refuse_closed(session_id: str, state: SessionStatus) -> None:
         )
 
 
-def refuse_full(tx: LogTransaction, session: Session, on_busy: str, stops: Stops) -> None:
-    """Raise QueueFull or SessionBusy when there is no room; the counter row is locked, so the count holds."""
-    # runs on their way out do not keep the one that replaces them from waiting
-    depth = tx.runs.count_open(session.session_id) - len(stops.told)
+def capacity(session: Session) -> int:
+    """Return how many runs a session may have open at once."""
+    return session.max_concurrent_runs + session.max_queued_runs
+
+
+def refuse_full(session: Session, on_busy: str, depth: int) -> None:
+    """Raise QueueFull or SessionBusy when `depth` open runs leave no room for another."""
     if depth and on_busy == "reject":
         raise SessionBusy(
             f"session {session.session_id!r} has {depth} open runs and on_busy is 'reject': wait for them, or "
             "say on_busy='enqueue'",
             details={"session_id": session.session_id, "depth": depth},
         )
-    limit = session.max_concurrent_runs + session.max_queued_runs
+    limit = capacity(session)
     if depth >= limit:
         raise QueueFull(
             f"session {session.session_id!r} is full: {depth} open runs, the limit is "

@@ -26,12 +26,14 @@ from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
 from asm_celery.moves.admission import (
     SubmitOptions,
+    capacity,
     check_event,
     refuse_closed,
     refuse_ended,
     refuse_foreign,
     refuse_full,
 )
+from asm_celery.moves.doorkeeper import REFUSALS, Doorkeeper
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
@@ -67,6 +69,7 @@ class Submission:
         self._log = log
         self._promoter = promoter
         self._stopper = stopper
+        self._doorkeeper = Doorkeeper(log)
 
     @retried
     def start_session(self, session: Session) -> Session:
@@ -120,12 +123,16 @@ class Submission:
             options.metadata or {}, what="run metadata", max_bytes=self._config.max_metadata_bytes
         )
         self._refuse_old_server()
+        self._doorkeeper.check(session, options)
         run = Run.new(session.session_id, agent=session.agent, idempotency_key=options.idempotency_key)
         try:
             run, counter, stops = self._accept_when_still(session, run, options, text, metadata)
         except _KnownKey as known:
             self._repeat(known.run_id)
             return known.run_id
+        except REFUSALS:
+            self._doorkeeper.expect(session.session_id)
+            raise
         except StorageConnectionFailed:
             # the answer to COMMIT may be all that was lost
             accepted = self._look_up(run.run_id)
@@ -208,7 +215,9 @@ class Submission:
                 # a run was submitted between the locks of the runs and that of the counter
                 raise _LineMoved
             refuse_closed(session_id, counter.state)
-            refuse_full(tx, session, options.on_busy, stops)
+            # runs on their way out do not keep the one that replaces them from waiting
+            depth = tx.runs.count_open(session_id) - len(stops.told)
+            refuse_full(session, options.on_busy, depth)
             run = self._with_terms(tx, replace(run, position=counter.last_position), options)
             tx.runs.insert(run, input_text=text, input_digest=digest(text), metadata=metadata)
             queued = Event.new(
@@ -220,6 +229,8 @@ class Submission:
                 sequence=counter.last_sequence,
             )
             tx.write([queued])
+        if depth + 1 >= capacity(session):
+            self._doorkeeper.expect(session_id)
         return run, counter, stops
 
     def _with_terms(self, tx: LogTransaction, run: Run, options: SubmitOptions) -> Run:

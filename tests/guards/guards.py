@@ -150,7 +150,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "submit: room": Guard(
         SUBMISSION,
-        "            refuse_full(tx, session, options.on_busy, stops)\n",
+        "            refuse_full(session, options.on_busy, depth)\n",
         "",
         "test_a_full_session_refuses",
     ),

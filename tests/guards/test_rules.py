@@ -298,8 +298,10 @@ def test_a_key_is_one_run(world: World) -> None:
 
 def test_a_full_session_refuses(world: World) -> None:
     """The bound of open runs, counted under the counter's lock."""
-    session = world.session(max_queued_runs=0)
-    world.submit(session)
+    session, other = world.session(max_queued_runs=0), World(world.config, slots=0)
+    # by another process: the one that filled it would not come as far as the lock
+    other.submit(session)
+    other.close()
 
     with pytest.raises(QueueFull):
         world.submit(session)
