@@ -7,14 +7,15 @@ observer's own monotonic clock; times of two machines are never compared.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from asm_celery.agent import AgentRegistry
 from asm_celery.codec import encode
 from asm_celery.config import Config
-from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable
+from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable, StorageConnectionFailed
 from asm_celery.events.log import EventLog
 from asm_celery.model import new_id
 from asm_celery.moves.comparison import Comparison
@@ -24,8 +25,9 @@ from asm_celery.moves.restore import Restore
 from asm_celery.moves.silence import Silence
 from asm_celery.moves.stopping import Stopper
 from asm_celery.queue.run_queue import Held
+from asm_celery.showing import one_line
 from asm_celery.states import RunStatus, StopKind
-from asm_celery.store.run_queries import HeldRun
+from asm_celery.store.run_queries import HeldRun, OverdueRun
 from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 _FORGET_S: Final = 86_400.0
 # What is asked of SQL in one statement: after an outage of Redis all leases are silent at once.
 _PAGE: Final = 500
+_OVERDUE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Recovery:
         self._silence = Silence(lease_s=config.lease_s, look_s=config.repair_s)
         self._observer = new_id("obs")
         self._orphans: set[str] = set()
+        self._passed_over: set[str] = set()
         self._is_enrolled = False
 
     def beat(self, executor: str, held: dict[str, int], *, worker: str = "") -> Beat:
@@ -162,19 +166,20 @@ class Recovery:
         with self._log.store.read() as tx:
             held = tx.runs.held_by(executor)
         for run in held:
-            if (
-                self._coordinator.lose(run.run_id, run.claims, executor, message="its process ended")
-                is not None
-            ):
-                self._coordinator.give_back(run.run_id, run.claims, executor)
+            with self._going_on(run.run_id):
+                ended = self._coordinator.lose(run.run_id, run.claims, executor, message="its process ended")
+                if ended is not None:
+                    self._coordinator.give_back(run.run_id, run.claims, executor)
         for lease in self._promoter.queue.observe():
             if lease.executor == executor:
-                self._take_over(lease, "ended")
+                with self._going_on(lease.run_id):
+                    self._take_over(lease, "ended")
 
     def _look_once(self) -> float:
         self._restore.run_if_cold()
         for silent in self._silence.judge(self._promoter.queue.observe(), self._vouchers):
-            self.take_over(silent)
+            with self._going_on(silent.run_id):
+                self.take_over(silent)
         rung = self._promoter.queue.ring()
         self._promoter.ring_for([*rung.repeated, *rung.granted])
         self._stop_overdue()
@@ -232,18 +237,36 @@ class Recovery:
 
     def _stop_overdue(self) -> None:
         with self._log.store.read() as tx:
-            overdue = tx.runs.overdue()
+            # those that are passed over stay overdue, and must not hide the others
+            overdue = tx.runs.overdue(_OVERDUE + len(self._passed_over))
         for run in overdue:
-            if run.status is RunStatus.RUNNING:
-                self._stopper.request(run.run_id, StopKind.TIMEOUT, reason="run_timeout", by="timer")
-            else:
-                self._stopper.withdraw(
-                    run.run_id,
-                    RunStatus.TIMEOUT,
-                    code="queue_timeout",
-                    message=f"the run waited longer than its queue_timeout of {run.queue_timeout:g} s",
-                    only_if=lambda waiting: waiting.status is RunStatus.PENDING,
-                )
+            with self._going_on(run.run_id):
+                self._stop(run)
+
+    def _stop(self, run: OverdueRun) -> None:
+        if run.is_running:
+            self._stopper.request(run.run_id, StopKind.TIMEOUT, reason="run_timeout", by="timer")
+        else:
+            self._stopper.withdraw(
+                run.run_id,
+                RunStatus.TIMEOUT,
+                code="queue_timeout",
+                message=f"the run waited longer than its queue_timeout of {run.queue_timeout:g} s",
+                only_if=lambda waiting: waiting.status is RunStatus.PENDING,
+            )
+
+    @contextmanager
+    def _going_on(self, run_id: str) -> Iterator[None]:
+        """Pass over a run that cannot be mended, as one whose row is damaged; said once a run."""
+        try:
+            yield
+        except (CoordinationDamaged, CoordinationUnavailable, StorageConnectionFailed):
+            # nothing is wrong with this one: the others would fail alike
+            raise
+        except Exception as cause:
+            if run_id not in self._passed_over:
+                self._passed_over.add(run_id)
+                log.error("run=%s cannot be mended and is passed over: %s", run_id, one_line(str(cause)))
 
     def _enroll(self) -> None:
         with self._log.transaction() as tx:

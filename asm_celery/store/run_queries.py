@@ -54,6 +54,15 @@ class HeldRun:
     pause_version: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverdueRun:
+    """An open run whose deadline has passed; `queue_timeout` is what it might wait, if it waits."""
+
+    run_id: str
+    is_running: bool
+    queue_timeout: float | None
+
+
 class RunQueries:
     """Statements that read `runs`."""
 
@@ -205,8 +214,8 @@ class RunQueries:
         first = self._connection.execute(ids.order_by(runs.c.position).limit(slots)).scalars().all()
         return sorted(self.open_page(run_ids=first), key=lambda run: run.position) if first else []
 
-    def overdue(self, limit: int = 100) -> list[Run]:
-        """Return open runs whose queue deadline (pending) or deadline (running) has passed."""
+    def overdue(self, limit: int = 100) -> list[OverdueRun]:
+        """Return open runs whose queue deadline (pending) or deadline (running) has passed, `limit` of each."""
         # two queries, each with its own small index (runs_queue_deadline, runs_deadline)
         waiting = has_status(runs, RunStatus.PENDING), runs.c.queue_deadline <= instant_in(0)
         executing = (
@@ -215,9 +224,11 @@ class RunQueries:
             runs.c.stop_requested.is_(None),
         )
         return [
-            to_run(row)
+            OverdueRun(run_id=row.run_id, is_running=rule is executing, queue_timeout=row.queue_timeout)
             for rule in (waiting, executing)
-            for row in self._connection.execute(_RUN.where(*rule).limit(limit))
+            for row in self._connection.execute(
+                select(runs.c.run_id, runs.c.queue_timeout).where(*rule).limit(limit)
+            )
         ]
 
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from sqlalchemy import update
 
 from asm_celery.config import Config
 from asm_celery.model import Event
+from asm_celery.moves import recovery
 from asm_celery.states import RunStatus, StopKind
+from asm_celery.store.tables import runs
 from tests.waiting import wait_until
 from tests.world import World
 
@@ -250,6 +253,28 @@ def test_a_run_that_executes_longer_than_run_timeout_is_asked_to_stop(world: Wor
 
     assert (RunStatus.TIMEOUT, "partial") == (run.status, run.output)
     assert "run_timeout" == (run.error or {})["code"]
+
+
+@pytest.mark.breaks_invariants
+def test_a_damaged_row_is_named_once_and_passed_over(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overdue or silent, and however many: what is healthy and stands behind them is mended all the same."""
+    monkeypatch.setattr(recovery, "_OVERDUE", 1)
+    silent = world.submit(world.session())
+    world.start(executor="dead")
+    waiting = [world.submit(world.session(), queue_timeout=0.05) for _ in range(3)]
+    late, lost = world.submit(world.session(), queue_timeout=0.1), world.submit(world.session())
+    world.start(next(bell for bell in world.bells.rung if bell.run_id == lost), executor="dead")
+    with world.runtime.log.transaction() as tx:
+        damaged = runs.c.run_id.in_([silent, *waiting])
+        tx.runs._connection.execute(update(runs).where(damaged).values(input="{"))
+
+    repair_until(world, RunStatus.TIMEOUT, late)
+    repair_until(world, RunStatus.FAILED, lost)
+
+    named = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert sorted([silent, *waiting]) == sorted(line.split()[0].removeprefix("run=") for line in named)
 
 
 def test_an_executor_ends_what_runs_under_its_id_and_it_does_not_execute(world: World) -> None:
