@@ -263,7 +263,7 @@ class Recovery:
         except (CoordinationDamaged, CoordinationUnavailable, StorageConnectionFailed):
             # nothing is wrong with this one: the others would fail alike
             raise
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 - a damaged row fails in many ways
             if run_id not in self._passed_over:
                 self._passed_over.add(run_id)
                 log.error("run=%s cannot be mended and is passed over: %s", run_id, one_line(str(cause)))
