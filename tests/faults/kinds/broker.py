@@ -66,14 +66,18 @@ def doorbells_lost(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[floa
 def doorbells_repeated(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[float]:
     """Take doorbells from the broker's list and put each back three times, late and in any order."""
     late: list[bytes] = []
-    with _thief(stage, late.append) as caught:
+    known: set[bytes] = set()
+    with _thief(stage, late.append):
         for _ in range(30):
             yield 0.1
-            bells, late[:] = [*late, *late, *late], []
+            taken, late[:] = late[:], []
+            # those that come our way again are not tripled again: nobody could ever take them all
+            bells = [bell for bell in taken for _ in range(1 if bell in known else 3)]
+            known.update(taken)
             dice.shuffle(bells)
             _put_back(stage, dice, bells)
     _put_back(stage, dice, late)
-    hit.note = f"{len(caught)} repeated"
+    hit.note = f"{len(known)} repeated"
 
 
 def _put_back(stage: Stage, dice: random.Random, bells: list[bytes]) -> None:
