@@ -225,7 +225,7 @@ class Event:
             ValidationError: no type, no session, or data that is not an object.
             InvalidEventType: the type is not a word.
         """
-        if not type:
+        if type is None or (isinstance(type, str) and not type):
             raise ValidationError("an event needs a type: a word such as 'message_streamed'")
         if not isinstance(session_id, str) or not session_id:
             raise ValidationError("an event needs a session_id")

@@ -15,6 +15,7 @@ from typing import Final
 from asm_celery.checks import check_count
 from asm_celery.errors import CursorAhead, CursorGone, CursorMismatch, InvalidCursor, ValidationError
 from asm_celery.model import Event, mark_of
+from asm_celery.showing import shown
 from asm_celery.states import EventType
 
 _CURSOR: Final = re.compile(r"([1-9][0-9]{0,17})\.([0-9a-f]{8})\Z")
@@ -139,7 +140,7 @@ def begin_at(place: int | str, *, what: str) -> tuple[int, Place | None]:
     found = _CURSOR.match(place)
     if found is None:
         raise ValidationError(
-            f"{what}={place!r:.80} must be a sequence, or a cursor as `event.cursor` gives it ('17.9f86d081')",
+            f"{what}={shown(place)} must be a sequence, or a cursor as `event.cursor` gives it ('17.9f86d081')",
             details={"field": what},
         )
     seen = Place(int(found[1]), found[2])

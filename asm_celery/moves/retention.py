@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
-from asm_celery.checks import check_count, check_session_id
+from asm_celery.checks import check_count, check_session_id, check_time
 from asm_celery.errors import SessionNotFound, ValidationError
 from asm_celery.events.log import EventLog
 from asm_celery.store.faults import retried
@@ -38,10 +38,8 @@ class Retention:
         check_count(keep, what="keep", minimum=0, maximum=1 << 62)
         if before is None and not keep:
             raise ValidationError("say what may go: before=, an aware datetime, or keep=, a number of events")
-        if before is not None and (not isinstance(before, datetime) or before.tzinfo is None):
-            raise ValidationError(
-                f"before={before!r:.80} must be an aware datetime", details={"field": "before"}
-            )
+        if before is not None:
+            check_time(before, what="before")
         removed = 0
         for one in self._sessions(keep) if session_id is None else [check_session_id(session_id)]:
             while count := self._prune(one, before, keep, is_asked=session_id is not None):

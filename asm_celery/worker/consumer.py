@@ -35,12 +35,14 @@ class DoorbellConsumer(Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        loop = self.loop
+        task: Any = self.app.tasks[TASK]
+        loop, life = self.loop, task.life
 
         def outlive(*parts: Any) -> Any:
             try:
                 return loop(*parts)
             except _MISREAD as cause:
+                life.on_message()
                 # kombu's transport read what is no message at all: it is off the list by now, and a new
                 # connection goes on behind it
                 log.warning("the broker held what is no message: %s", shown(cause, 200))
@@ -52,7 +54,10 @@ class DoorbellConsumer(Consumer):
         """Return what hears each message: Celery's handler, for a doorbell and for others' tasks."""
         handle = super().create_task_handler(*args, **kwargs)
 
+        task: Any = self.app.tasks[TASK]
+
         def on_message(message: Any) -> None:
+            task.life.on_message()
             try:
                 if _is_welcome(message):
                     handle(message)

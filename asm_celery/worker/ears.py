@@ -1,12 +1,13 @@
-"""`Ears`: notices that doorbells wait at the broker while this executor is free, and hears none of them.
+"""`Ears`: notices that messages wait at the broker while this executor is free, and its worker takes none.
 
 A Celery consumer can stop taking messages and look well: its process lives, its children beat, and its queue
-is served by nobody.  Who executes sees that best: it is free, messages wait, none comes.  A broker that is
-away is no deafness: then nothing is seen to wait.
+is served by nobody.  Who executes sees that best: it is free, messages wait, none is taken.  A broker that
+is away is no deafness: then nothing is seen to wait.
 """
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,24 @@ SHORTEST_S: Final = 10.0
 _LOOKS: Final = 4
 
 
+class Hearing:
+    """How many messages a worker's consumer has taken, as it and the children it forks later see it.
+
+    What is thrown away counts as well: a consumer behind a heap of nonsense is not deaf.
+    """
+
+    def __init__(self) -> None:
+        self._count = memoryview(mmap.mmap(-1, 8)).cast("Q")
+
+    def note(self) -> None:
+        """Count one more; called by the consumer only."""
+        self._count[0] += 1
+
+    def taken(self) -> int:
+        """Return the count."""
+        return self._count[0]
+
+
 class Ears:
     """Looks from a thread of its own.
 
@@ -26,6 +45,7 @@ class Ears:
         deaf_s: how long messages must have waited, at every look, while this executor was free.
         is_free: whether it could take a run.
         waiting: how many messages wait at the broker; it may raise when the broker is away.
+        taken: how many messages this worker has taken.
         on_deaf: called once.
     """
 
@@ -35,11 +55,14 @@ class Ears:
         *,
         is_free: Callable[[], bool],
         waiting: Callable[[], int],
+        taken: Callable[[], int],
         on_deaf: Callable[[], None],
     ) -> None:
         self._deaf_s = deaf_s
         self._is_free = is_free
         self._waiting = waiting
+        self._taken = taken
+        self._taken_before = taken()
         self._on_deaf = on_deaf
         self._since: float | None = None
         self._stopping = threading.Event()
@@ -52,17 +75,14 @@ class Ears:
         """Have the thread end."""
         self._stopping.set()
 
-    def heard(self) -> None:
-        """Note that a doorbell was heard."""
-        self._since = None
-
     def look(self, now: float) -> bool:
         """Look once; True when this executor is deaf."""
-        began = self._since = now if self._since is None else self._since
-        if not self._is_free() or not self._count():
-            self._since = None
-        # a doorbell may have been heard while we asked
-        return self._since == began and now - began >= self._deaf_s
+        since = now if self._since is None else self._since
+        waits = self._is_free() and self._count() > 0
+        # counted last: one may have been taken while we asked
+        taken, before = self._taken(), self._taken_before
+        self._since, self._taken_before = since if waits and taken == before else None, taken
+        return self._since is not None and now - since >= self._deaf_s
 
     def _count(self) -> int:
         try:

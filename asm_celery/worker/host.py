@@ -21,7 +21,7 @@ from asm_celery.runtime import Runtime
 from asm_celery.states import StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.board import Board, ChildSeat
-from asm_celery.worker.ears import SHORTEST_S, Ears
+from asm_celery.worker.ears import SHORTEST_S, Ears, Hearing
 from asm_celery.worker.executor import Executor
 from asm_celery.worker.guard_link import link
 from asm_celery.worker.heartbeat import Heartbeat
@@ -81,6 +81,7 @@ class ExecutorHost:
         tick: Callable[[], None] | None = None,
         on_lost: Callable[[int | None], None] | None = None,
         waiting: Callable[[], int] | None = None,
+        hearing: Hearing | None = None,
     ) -> None:
         """Start executing; connects in its threads only, so it returns at once.
 
@@ -89,6 +90,7 @@ class ExecutorHost:
             tick: called twice a second as a sign of life, where there is no board.
             on_lost: called with the id of a thread whose attempt was given up.
             waiting: how many messages wait for this worker; None: nobody looks whether it is deaf.
+            hearing: how many it has taken.
         """
         runtime = self._runtime_of()
         config, name, coordinator = runtime.config, new_executor_id(), runtime.coordinator
@@ -132,19 +134,18 @@ class ExecutorHost:
             retirement=retirement,
         )
         self._heartbeat.start()
-        if waiting is not None:
+        if waiting is not None and hearing is not None:
             self._ears = Ears(
                 max(6 * config.ring_s, SHORTEST_S),
                 is_free=lambda: len(attempts.all()) < slots and not retirement.has_begun,
                 waiting=waiting,
+                taken=hearing.taken,
                 on_deaf=retirement.replace,
             )
             self._ears.start()
 
     def execute(self, run_id: str, claim: int) -> str | None:
         """Answer a doorbell."""
-        if self._ears is not None:
-            self._ears.heard()
         return self.executor.execute(run_id, claim)
 
     def stop(self) -> None:

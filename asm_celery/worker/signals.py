@@ -25,7 +25,7 @@ from asm_celery.worker import pool, reach
 from asm_celery.worker.board import Board
 from asm_celery.worker.children import SILENCE, ChildWatch
 from asm_celery.worker.consumer import refuse_compressed, refuse_other_codecs
-from asm_celery.worker.ears import count_waiting
+from asm_celery.worker.ears import Hearing, count_waiting
 from asm_celery.worker.guard_link import die_with_parent, link
 from asm_celery.worker.heartbeat import announced_name
 from asm_celery.worker.host import ExecutorHost, cancel_revoked
@@ -63,6 +63,7 @@ class WorkerLife:
         self._runtime_of = runtime_of
         self.is_ours = is_ours
         self._retirement = pool.Retirement()
+        self._hearing = Hearing()
         self._incarnation = ""
         self._executes_here = False
         self._is_program = False
@@ -100,6 +101,7 @@ class WorkerLife:
         self._executes_here = not pool.forks(worker)
         # children inherit both
         self._retirement = pool.Retirement()
+        self._hearing = Hearing()
         self._incarnation = os.urandom(4).hex()
         # `celery worker` is a program, which can start anew; a worker inside another program is not
         self._is_program = isinstance(worker, Worker)
@@ -151,6 +153,10 @@ class WorkerLife:
                 "this worker's loop does not turn: it ends now, and whoever supervises it starts it anew"
             )
             os._exit(os.EX_TEMPFAIL)
+
+    def on_message(self) -> None:
+        """The consumer has taken a message, whatever it is."""
+        self._hearing.note()
 
     def on_closing(self, worker: Any) -> None:
         """The worker takes no more messages and waits for what runs; however it was told to."""
@@ -251,6 +257,7 @@ class WorkerLife:
             slots=slots,
             queues=queues,
             retirement=self._retirement,
+            hearing=self._hearing,
             board=self._board,
             tick=link().tick if self._is_program else None,
             on_lost=self._on_lost,

@@ -9,7 +9,7 @@ import pytest
 
 from asm_celery import AgentSessions
 from asm_celery.config import Config
-from asm_celery.worker.ears import Ears
+from asm_celery.worker.ears import Ears, Hearing
 from tests.acceptance.conftest import FULL
 from tests.conftest import environment
 from tests.waiting import wait_until
@@ -20,8 +20,14 @@ class Ward:
     """What a pair of ears looks at."""
 
     def __init__(self) -> None:
-        self.free, self.waits, self.away = True, 1, False
-        self.ears = Ears(30.0, is_free=lambda: self.free, waiting=self.count, on_deaf=lambda: None)
+        self.free, self.waits, self.away, self.hearing = True, 1, False, Hearing()
+        self.ears = Ears(
+            30.0,
+            is_free=lambda: self.free,
+            waiting=self.count,
+            taken=self.hearing.taken,
+            on_deaf=lambda: None,
+        )
 
     def count(self) -> int:
         if self.away:
@@ -36,17 +42,16 @@ def test_messages_that_wait_while_it_is_free_mean_deafness() -> None:
     assert [False, False, True] == [ward.ears.look(at) for at in (0.0, 29.0, 30.0)]
 
 
-@pytest.mark.parametrize("what", ["busy", "empty", "away", "heard"])
+@pytest.mark.parametrize("what", ["busy", "empty", "away", "taken"])
 def test_what_is_no_deafness_starts_the_count_anew(what: str) -> None:
-    """A busy executor, an empty queue, a broker that is away, a doorbell that was heard."""
+    """A busy executor, an empty queue, a broker that is away, a message that was taken, whatever it was."""
     ward = Ward()
     ward.ears.look(0.0)
-    if what == "heard":
-        ward.ears.heard()
-    else:
-        ward.free, ward.waits, ward.away = what != "busy", int(what != "empty"), what == "away"
-        assert not ward.ears.look(20.0)
-        ward.free, ward.waits, ward.away = True, 1, False
+    ward.free, ward.waits, ward.away = what != "busy", int(what != "empty"), what == "away"
+    if what == "taken":
+        ward.hearing.note()
+    assert not ward.ears.look(20.0)
+    ward.free, ward.waits, ward.away = True, 1, False
 
     assert [False, False, True] == [ward.ears.look(at) for at in (31.0, 60.0, 61.0)]
 
