@@ -161,7 +161,7 @@ class Comparison:
         for name in names:
             first, _, subject = name.partition(":")
             if first in ("run", "session"):
-                found[f"{first}:"] = found.get(f"{first}:", set()) | {subject}
+                found.setdefault(f"{first}:", set()).add(subject)
         return found
 
     def _settings(self) -> Iterator[Difference]:
