@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from asm_celery import errors
-from asm_celery.aio import AsyncAgentSessions, AsyncSessionServer
+from asm_celery.aio import AsyncAgentSessions, AsyncSessionServer, AsyncSubscription
 
 asm = AsyncAgentSessions.from_env()  # ASM_REDIS_URL, ASM_DATABASE_URL; connects at first use
 
@@ -44,14 +44,20 @@ async def stop(run_id: str, server: Annotated[AsyncSessionServer, Depends(chat_s
     return {"state": receipt.state, "status": receipt.status}
 
 
+async def missed_and_live(
+    server: Annotated[AsyncSessionServer, Depends(chat_session)],
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[AsyncSubscription]:
+    async with server.subscribe(from_sequence=last_event_id or 0) as events:
+        yield events
+
+
 @app.get("/chats/{chat}/events", response_class=EventSourceResponse)
 async def follow(
-    server: Annotated[AsyncSessionServer, Depends(chat_session)],
-    last_event_id: Annotated[int, Header()] = 0,
+    events: Annotated[AsyncSubscription, Depends(missed_and_live)],
 ) -> AsyncIterator[ServerSentEvent]:
-    async with server.subscribe(from_sequence=last_event_id + 1) as events:
-        async for event in events:
-            yield ServerSentEvent(id=str(event.sequence), event=event.type, data=event.to_map())
+    async for event in events:
+        yield ServerSentEvent(id=event.cursor, event=event.type, data=event.to_map())
 
 
 @app.exception_handler(errors.AsmError)

@@ -118,11 +118,11 @@ def _answers(client: httpx.Client, server: WatchedProcess) -> bool:
 
 
 def follow(
-    client: httpx.Client, chat: str, until: Callable[[str], bool], *, last_event_id: int | None = None
-) -> list[tuple[int, str]]:
+    client: httpx.Client, chat: str, until: Callable[[str], bool], *, last_event_id: str | None = None
+) -> list[tuple[str, str]]:
     """Read the stream as a browser does; return (id, event) of each message up to the first that is enough."""
-    headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
-    seen: list[tuple[int, str]] = []
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    seen: list[tuple[str, str]] = []
     with client.stream("GET", f"/chats/{chat}/events", headers=headers) as response:
         assert 200 == response.status_code
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -133,7 +133,7 @@ def follow(
                 fields[name] = value
                 continue
             if "id" in fields:
-                seen.append((int(fields["id"]), fields["event"]))
+                seen.append((fields["id"], fields["event"]))
                 if until(fields["event"]):
                     break
             fields = {}
@@ -158,7 +158,7 @@ def test_the_web_backend_streams_and_resumes(
     assert second == say(client, "7", "again", **{"Idempotency-Key": "k"})
     seen += follow(client, "7", TERMINAL_EVENTS.__contains__, last_event_id=seen[-1][0])
 
-    assert list(range(1, len(seen) + 1)) == [number for number, _ in seen]
+    assert list(range(1, len(seen) + 1)) == [int(place.partition(".")[0]) for place, _ in seen]
     assert 2 == sum(event == "run_completed" for _, event in seen)
     with AgentSessions(sqlite_config) as asm:
         assert ["This is message 1: good morning ", "This is message 2: again "] == [
@@ -173,6 +173,9 @@ def test_the_web_backend_answers_refusals(client: httpx.Client) -> None:
     say(client, "8", "wait")
     odd = client.delete("/chats/8/runs/run_7")
 
+    other = client.get("/chats/8/events", headers={"Last-Event-ID": "1.00000000"})
+
+    assert (400, "cursor_mismatch") == (other.status_code, other.json()["code"])
     assert (404, "session_not_found") == (unknown.status_code, unknown.json()["code"])
     assert (404, "run_not_found") == (odd.status_code, odd.json()["code"])
 
