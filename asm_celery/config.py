@@ -27,7 +27,7 @@ from pydantic_settings import (
 from asm_celery.errors import ValidationError
 from asm_celery.keys import Keys
 from asm_celery.showing import mask, shown
-from asm_celery.urls import unsafe_broker, unsafe_database, why_malformed
+from asm_celery.urls import for_kombu, unsafe_broker, unsafe_database, why_malformed
 
 log = logging.getLogger("asm_celery")
 
@@ -171,16 +171,8 @@ class Config(BaseSettings):
 
     @property
     def celery_broker_url(self) -> str:
-        """The broker as kombu writes it: a Unix socket is ``redis+socket://PATH?virtual_host=N``."""
-        url = self.broker_url or self.redis_url
-        if not url.startswith("unix://"):
-            return url
-        path, _, query = url.removeprefix("unix://").partition("?")
-        database = "0"
-        for pair in query.split("&"):
-            name, _, value = pair.partition("=")
-            database = value if name == "db" else database
-        return f"redis+socket://{path}?virtual_host={database}"
+        """The broker as kombu reads it, which knows other words for the same than redis-py."""
+        return for_kombu(self.broker_url or self.redis_url)
 
     def masked(self) -> dict[str, Any]:
         """Return all settings with passwords in URLs hidden, for logs and `asm doctor`."""

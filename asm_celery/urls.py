@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 # Brokers that anybody may use who reaches them, unless they ask for a password; others, such as a cloud's
 # queue, know their callers in ways that no URL tells.
@@ -60,6 +60,36 @@ def unsafe_database(url: str, environment: Mapping[str, str] = os.environ) -> st
         or Path("~/.pgpass").expanduser().exists()
     )
     return None if is_guarded else next((host for host in _hosts(parts, asked, environment)), None)
+
+
+def for_kombu(url: str) -> str:
+    """Return a broker's URL with user, password and database where kombu looks for them.
+
+    redis-py reads them from the query too; kombu fails with a TypeError at such a password.  Of several URLs
+    each is written anew; a Unix socket becomes ``redis+socket://PATH?virtual_host=N``.
+    """
+    return ";".join(map(_one_for_kombu, url.split(";")))
+
+
+def _one_for_kombu(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("redis", "rediss", "unix"):
+        return url
+    place, _, query = rest.partition("?")
+    before, _, place = place.rpartition("@")
+    asked = dict(parse_qsl(query))
+    user, _, password = before.partition(":")
+    # as redis-py has it: of two passwords the one before the host, of two databases the one of the query
+    user = user or quote(asked.pop("username", ""), safe="")
+    password = password or quote(asked.pop("password", ""), safe="")
+    database = asked.pop("db", None)
+    who = f"{user}:{password}@" if user or password else ""
+    if scheme == "unix":
+        return f"redis+socket://{who}{place}?virtual_host={database or 0}"
+    if database is not None:
+        place = f"{place.partition('/')[0]}/{database}"
+    left = {name: value for name, value in asked.items() if name not in ("username", "password")}
+    return f"{scheme}://{who}{place}" + (f"?{urlencode(left)}" if left else "")
 
 
 def _hosts(parts: SplitResult, asked: Mapping[str, list[str]], environment: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from asm_celery import Config
 from asm_celery.errors import ValidationError
@@ -74,6 +75,29 @@ def test_a_server_elsewhere_without_a_password_is_refused(
 def test_a_server_here_or_with_a_password_is_used(guarded: dict[str, Any]) -> None:
     """The loopback, sockets, passwords, certificates, and brokers that know their callers otherwise."""
     assert Config(**guarded)
+
+
+@pytest.mark.parametrize(
+    ("ours", "kombus"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://h:6379/0?password=x%2Fy", "redis://:x%2Fy@h:6379/0"),
+        ("redis://h?username=u&password=p%40&db=3", "redis://u:p%40@h/3"),
+        ("redis://u:p@h/1?db=2&password=other", "redis://u:p@h/2"),
+        ("rediss://h/0?password=x&ssl_certfile=me.pem", "rediss://:x@h/0?ssl_certfile=me.pem"),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix://u:p%2F@/run/redis.sock?db=4", "redis+socket://u:p%2F@/run/redis.sock?virtual_host=4"),
+        ("unix:///run/redis.sock?password=x", "redis+socket://:x@/run/redis.sock?virtual_host=0"),
+        ("amqp://u:p@h1//;amqp://u:p@h2//", "amqp://u:p@h1//;amqp://u:p@h2//"),
+    ],
+)
+def test_a_broker_is_written_as_kombu_reads_it(ours: str, kombus: str) -> None:
+    """The words of redis-py for user, password and database are no words of kombu, which fails at them."""
+    config = Config(broker_url=ours, allow_insecure=True)
+
+    assert kombus == config.celery_broker_url
+    # it would raise at a word it does not know
+    assert Connection(kombus.partition(";")[0]).as_uri()
 
 
 def test_a_password_that_libpq_finds_by_itself_counts(
