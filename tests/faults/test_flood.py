@@ -151,7 +151,8 @@ def test_a_chatty_agent_and_a_crowd_that_reads_slowly_lose_nothing_and_have_boun
     """Its events are more than any buffer; the crowd reads none of them until all are there."""
     config = config.model_copy(update={"redis_url": own_redis.url, "subscriber_buffer": 100, **PATIENT})
     memory = Memory(worker("tests.faults.agents", pool="threads", redis_url=own_redis.url, **PATIENT))
-    with AgentSessions(config) as asm, ThreadPoolExecutor(1) as thread:
+    # the sessions are closed first: who follows ends with them, also when the run has failed
+    with ThreadPoolExecutor(1) as thread, AgentSessions(config) as asm:
         server = asm.start_session("mix")
         crowd = Elsewhere("crowd", environment(config), session_id=server.session_id, subscribers=SUBSCRIBERS)
         with crowd:
