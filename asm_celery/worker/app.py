@@ -98,9 +98,9 @@ def _settings(config: Config) -> dict[str, Any]:
     }
     if config.celery_broker_url.startswith(_REDIS_SCHEMES):
         settings["broker_transport_options"] = {
-            # an abandoned doorbell comes back early; it is spare then, and refused
-            "visibility_timeout": 600,
-            "unacked_restore_throttle": 1,
+            # A doorbell is off the list when it is fetched, and no copy of it is kept: two of three round trips
+            # less.  What a killed worker had fetched and not begun, the repair loop rings for again.
+            "ack_emulation": False,
             # the default of these is to wait for ever
             "socket_timeout": 5,
             "socket_connect_timeout": config.connect_timeout_s,

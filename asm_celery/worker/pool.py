@@ -43,8 +43,8 @@ def use_ours(worker: Any) -> None:
 
 def tune(worker: Any) -> None:
     """Set up a worker of our own application before its pool and its consumer are made."""
-    if forks(worker):
-        # nothing waits behind a busy child; a threads pool would stall, for nothing wakes its loop then
+    if forks(worker) or worker.pool_cls is TaskPool:
+        # no doorbell waits behind a busy child or thread: it stays on its list, for whoever is free first
         worker.app.conf.worker_disable_prefetch = True
     # mingle and gossip exchange what we neither need nor trust, and delay every start
     worker.options.update(without_mingle=True, without_gossip=True)

@@ -43,6 +43,8 @@ class Threads(Executor):
         self._idle = threading.Semaphore(0)
         self._lost: WeakSet[threading.Thread] = WeakSet()
         self._is_closed = False
+        self._busy = 0
+        self._wake: Callable[[], object] | None = None
         # Celery's pool counts these
         self._threads: set[threading.Thread] = set()
 
@@ -52,11 +54,16 @@ class Threads(Executor):
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("this worker is ending")
+            self._busy += 1
             self._jobs.put((future, fn, args, kwargs))
             # an idle thread is reserved for each job, so that none waits behind a thread that is busy
             if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
                 self._add()
         return future
+
+    def wake_by(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called whenever all threads were busy and one is free again."""
+        self._wake = wake
 
     def give_up(self, thread: int | None, *, substitute: bool) -> None:
         """Count a thread as lost; with `substitute` another may be started for it."""
@@ -64,6 +71,7 @@ class Threads(Executor):
             lost = {one for one in self._threads if one.ident == thread}
             self._threads -= lost
             self._lost |= lost
+            self._busy -= len(lost)
             self._size -= 0 if substitute else len(lost)
             if substitute and self._jobs.qsize() and len(self._threads) < self._size:
                 self._add()
@@ -105,12 +113,21 @@ class Threads(Executor):
             if job is None:
                 return
             future, act, args, kwargs = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(act(*args, **kwargs))
-            except BaseException as cause:  # noqa: BLE001 - it is the caller's, and the thread goes on
-                future.set_exception(cause)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(act(*args, **kwargs))
+                except BaseException as cause:  # noqa: BLE001 - it is the caller's, and the thread goes on
+                    future.set_exception(cause)
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            if threading.current_thread() in self._lost:
+                return
+            was_full = self._busy >= self._size
+            self._busy -= 1
+        if was_full and self._wake is not None:
+            self._wake()
 
 
 class TaskPool(CeleryTaskPool):
@@ -119,10 +136,25 @@ class TaskPool(CeleryTaskPool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.executor = Threads(self.limit, self.app.set_current)
+        self._substitutes = 0
+
+    @property
+    def num_processes(self) -> int:
+        """How many requests the consumer may hold: what a lost thread executes stays one of them."""
+        return int(self.limit) + self._substitutes
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Have the consumer, which takes no doorbell while all threads are busy, look again when one is free."""
+        self.executor.wake_by(lambda: loop.call_soon(_look))
 
     def give_up(self, thread: int | None, *, substitute: bool) -> None:
         """Count a thread as lost."""
+        self._substitutes += substitute
         self.executor.give_up(thread, substitute=substitute)
+
+
+def _look() -> None:
+    """Nothing: the loop's turn is all that is wanted."""
 
 
 class _Successor:

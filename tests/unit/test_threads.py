@@ -305,3 +305,18 @@ def test_a_job_does_not_wait_for_a_thread_that_has_just_taken_another(pool: Pool
     is_done = done.wait(1)
 
     assert is_done
+
+
+def test_whoever_waits_for_a_free_thread_is_woken_once_all_were_busy(pool: Pool) -> None:
+    """Each time anew; and not while a thread was free all along, for nobody waits then."""
+    threads, woken = pool.of(2), queue.SimpleQueue[int]()
+    threads.wake_by(lambda: woken.put(1))
+    first, first_done = pool.busy(threads)
+    assert 7 == threads.submit(int, "7").result(PATIENCE_S)
+    woken.get(timeout=PATIENCE_S)
+
+    first.is_free.set()
+    first_done.result(PATIENCE_S)
+    wait_until(lambda: threads._busy == 0, description="both threads are free")
+
+    assert woken.empty()
