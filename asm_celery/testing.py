@@ -27,7 +27,7 @@ Moment = Literal["before", "after"]
 Breaker = Callable[[str], object]
 
 _SCOPES: Final = frozenset({"store.transaction", "store.read"})
-_UNCOUNTED: Final = frozenset({"close"})
+_UNCOUNTED: Final = frozenset({"close", "held"})
 
 
 class Crash(BaseException):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final, Self
 
@@ -20,6 +22,7 @@ from asm_celery.errors import AsmError
 from asm_celery.events.cursor import Notice
 from asm_celery.keys import FORMAT_VERSION, Keys
 from asm_celery.model import Event
+from asm_celery.queue.caller import Message
 from asm_celery.queue.connection import connect
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class Bus:
         self._keys = keys
         self._paused_until = 0.0
         self._away = False
+        self._mine = threading.local()
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -63,23 +67,42 @@ class Bus:
             return
         by_session = sorted(events, key=lambda event: (event.session_id, event.sequence))
         try:
-            self._send(
-                [
-                    (self._keys.events(session_id), encode(list(group)))
-                    for session_id, group in groupby(by_session, key=lambda event: event.session_id)
-                ]
-            )
+            messages = [
+                (self._keys.events(session_id), encode(list(group)))
+                for session_id, group in groupby(by_session, key=lambda event: event.session_id)
+            ]
+            held: list[Message] | None = getattr(self._mine, "held", None)
+            if held is None:
+                self.send(messages)
+            else:
+                held += messages
         except Exception:
             # the events are committed: their writer must not be told otherwise
             log.exception("events of %s could not be announced", events[0].session_id)
 
+    @contextmanager
+    def held(self) -> Iterator[list[Message]]:
+        """Keep what this thread publishes within the block: a script that follows at once takes it along.
+
+        Guarantee: what was kept is sent here when the block is left by an exception.
+        """
+        kept = self._mine.held = []
+        try:
+            yield kept
+        except BaseException:
+            self.send(kept)
+            raise
+        finally:
+            self._mine.held = None
+
     def ring(self, channel: str, message: bytes = b"") -> None:
         """Send a message to a control channel; never raises. One round trip."""
-        self._send([(channel, message)])
+        self.send([(channel, message)])
 
-    def _send(self, messages: list[tuple[str, bytes]]) -> None:
+    def send(self, messages: Sequence[Message]) -> None:
+        """Send what was held; never raises for Redis trouble. One round trip, none for no messages."""
         began = time.monotonic()
-        if began < self._paused_until:
+        if not messages or began < self._paused_until:
             return
         try:
             with self._client.pipeline(transaction=False) as pipeline:

@@ -76,9 +76,7 @@ class Coordinator:
         """
         try:
             if not self._promoter.queue.begin(run_id, claim, executor, nonce):
-                log.info(
-                    "doorbell of run=%s claim=%s dropped: no such lease waits to be begun", run_id, claim
-                )
+                log.info("doorbell of run=%s claim=%s dropped: no such lease waits", run_id, claim)
                 return None
         except CoordinationUnavailable as cause:
             log.warning("doorbell of %s dropped: %s", run_id, cause.message)
@@ -141,10 +139,12 @@ class Coordinator:
         Raises:
             LeaseLost: the run has moved on.
         """
-        run = self._end(claim, outcome, events, position)
+        with self._log.bus.held() as told:
+            run = self._end(claim, outcome, events, position)
         if run.is_terminal:
-            self._promoter.settle(lambda: self._promoter.queue.finish(run.run_id))
+            self._promoter.settle(lambda: self._promoter.queue.finish(run.run_id, telling=told))
         else:
+            self._log.bus.send(told)
             self.give_back(run.run_id, claim.number, claim.executor)
         return run
 

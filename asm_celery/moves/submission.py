@@ -126,7 +126,8 @@ class Submission:
         self._doorkeeper.check(session, options)
         run = Run.new(session.session_id, agent=session.agent, idempotency_key=options.idempotency_key)
         try:
-            run, counter, stops = self._accept_when_still(session, run, options, text, metadata)
+            with self._log.bus.held() as told:
+                run, counter, stops = self._accept_when_still(session, run, options, text, metadata)
         except _KnownKey as known:
             self._repeat(known.run_id)
             return known.run_id
@@ -155,7 +156,7 @@ class Submission:
             status=run.status.value,
             claims=0,
         )
-        self._promoter.settle(lambda: self._promoter.queue.enqueue(line, [entry]))
+        self._promoter.settle(lambda: self._promoter.queue.enqueue(line, [entry], telling=told))
         return run.run_id
 
     @retried

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
+from redis.exceptions import NoScriptError
 
 from asm_celery.keys import Keys
 from asm_celery.model import Bell, Lease
 from asm_celery.queue.connection import damaged, reaching
 from asm_celery.queue.scripts import source, verbs
+
+# a channel and what is published there
+Message = tuple[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +67,28 @@ class Caller:
         self._url = url
         self._scripts = {verb: client.register_script(source(verb, bell)) for verb in verbs()}
 
-    def _granted(self, verb: str, *arguments: Any) -> Granted:
-        answer = self._call(verb, *arguments)
+    def _granted(self, verb: str, *arguments: Any, telling: Sequence[Message] = ()) -> Granted:
+        answer = self._call(verb, *arguments, telling=telling)
         return Granted(word=text_of(answer[0]), leases=[lease_of(item) for item in answer[1:]])
 
-    def _call(self, verb: str, *arguments: Any) -> Any:
+    def _call(self, verb: str, *arguments: Any, telling: Sequence[Message] = ()) -> Any:
+        script, given = self._scripts[verb], [named(one) for one in arguments]
         with reaching(self._url):
-            return self._scripts[verb](keys=[self._root], args=[named(one) for one in arguments])
+            answer = self._told(telling, script.sha, given) if telling else None
+            # unknown to a server that has just started: what was to be published is, by now
+            if answer is None or isinstance(answer, NoScriptError):
+                return script(keys=[self._root], args=given)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    def _told(self, telling: Sequence[Message], sha: str, given: Sequence[Any]) -> Any:
+        """Publish, then call a script, in one round trip; returns the script's answer or error only."""
+        with self._client.pipeline(transaction=False) as pipeline:
+            for channel, message in telling:
+                pipeline.publish(channel, message)
+            pipeline.evalsha(sha, 1, self._root, *given)
+            return pipeline.execute(raise_on_error=False)[-1]
 
 
 def loose(value: bytes | str) -> str:

@@ -14,6 +14,7 @@ from asm_celery.queue.caller import (
     Entry,
     Granted,
     Line,
+    Message,
     flat_entries,
     flat_line,
     lease_of,
@@ -47,11 +48,14 @@ class Held:
 
 
 class RunQueue(Upkeep):
-    """The scripts of one namespace."""
+    """The scripts of one namespace.
 
-    def enqueue(self, line: Line, entries: Iterable[Entry]) -> Granted:
+    Those that follow a commit take along what is to be published of it (`telling`), in the same round trip.
+    """
+
+    def enqueue(self, line: Line, entries: Iterable[Entry], *, telling: Sequence[Message] = ()) -> Granted:
         """Record a session's open runs as SQL has them (idempotent), then promote."""
-        return self._granted("enqueue", *flat_line(line), *flat_entries(entries))
+        return self._granted("enqueue", *flat_line(line), *flat_entries(entries), telling=telling)
 
     def begin(self, run_id: str, claim: int, executor: str, nonce: str) -> bool:
         """Begin the lease dispatched under this claim; False: a spare doorbell, drop it."""
@@ -65,9 +69,9 @@ class RunQueue(Upkeep):
             "give_back", run_id, claim, executor, verdict, *flat_line(line), *flat_entries(entries)
         )
 
-    def finish(self, run_id: str) -> Granted:
+    def finish(self, run_id: str, *, telling: Sequence[Message] = ()) -> Granted:
         """Forget a terminal run, free what it held, promote; the word says what it was here."""
-        return self._granted("finish", run_id)
+        return self._granted("finish", run_id, telling=telling)
 
     def renew(self, executor: str, held: Mapping[str, int]) -> dict[str, str]:
         """Raise the beats of these leases; returns held, taken or unknown for each run."""
