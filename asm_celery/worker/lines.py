@@ -27,8 +27,12 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a copy of the record: other handlers may want it as it was."""
+        message = record.getMessage()
+        if message.isprintable() and not record.exc_info and not record.exc_text:
+            # nothing to mark, as in most: the copy would cost as much as all the rest
+            return self._inner.format(record)
         safe = copy.copy(record)
-        safe.msg, safe.args = marked(record.getMessage()), None
+        safe.msg, safe.args = marked(message), None
         trace = record.exc_text or (record.exc_info and self._inner.formatException(record.exc_info))
         safe.exc_text = MARK + marked(trace) if trace else None
         return self._inner.format(safe)
