@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from asm_celery.errors import StorageConnectionFailed
@@ -46,7 +46,7 @@ class LogTransaction:
         session_id: str,
         events: list[Event],
         *,
-        states: Collection[SessionStatus] | None = None,
+        states: frozenset[SessionStatus] | None = None,
     ) -> list[Event] | None:
         """Number the events with the session's next sequences and store them.
 

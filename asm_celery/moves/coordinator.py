@@ -118,7 +118,7 @@ class Coordinator:
         """
         run_id, after = claim.run.run_id, position + len(events)
         with self._log.transaction() as tx:
-            if tx.runs.advance(run_id, claim.number, position=position, count=len(events)) is not None:
+            if tx.runs.advance(run_id, claim.number, position=position, count=len(events)):
                 tx.append(claim.run.session_id, events)
                 return after
             run = tx.runs.get(run_id)

@@ -12,12 +12,13 @@ from sqlalchemy import Connection, delete, func, insert, select, true
 from asm_celery.codec import decode, encode
 from asm_celery.model import Event
 from asm_celery.states import EventType
+from asm_celery.store.kept import Kept
 from asm_celery.store.sessions import insert_into
 from asm_celery.store.tables import events, instant_in, is_open, runs, session_counters
 
 # The door has checked the size already; this only bounds what the runtime itself writes.
 _MAX_BYTES = 1 << 27
-_INSERT = insert(events)
+_INSERT = Kept(insert(events))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Events:
     def insert(self, numbered: Sequence[Event]) -> None:
         """Add events that have their numbers; one statement."""
         if numbered:
-            self._connection.execute(_INSERT, [_row(event) for event in numbered])
+            _INSERT.each(self._connection, [_row(event) for event in numbered])
 
     def page(
         self,

@@ -10,15 +10,14 @@ named ``p_...``, lest they be taken for the columns they are compared with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from sqlalchemy import BigInteger, Integer, Text, bindparam, func, or_, select, update
-from sqlalchemy.sql.elements import BindParameter, ColumnElement
-from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.sql.elements import ColumnElement
 
 from asm_celery.states import RunStatus
+from asm_celery.store.kept import Kept
 from asm_celery.store.tables import instant_in, is_open, runs, sessions
 
 _PENDING = RunStatus.PENDING.value
@@ -34,18 +33,8 @@ _NEW_POSITION = bindparam("p_new_position", type_=BigInteger)
 _IN_SHIFT = instant_in(bindparam("p_shift", type_=BigInteger))
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A statement built once, and the parameters it has."""
-
-    statement: Any
-    parameters: tuple[str, ...]
-
-
-def _kept(*where: ColumnElement[bool], **values: Any) -> Kept:
-    statement = update(runs).where(_RUN_ID, *where).values(**values).returning(runs)
-    binds = {part.key for part in iterate(statement) if isinstance(part, BindParameter)}
-    return Kept(statement, tuple(sorted(name for name in binds if name.startswith("p_"))))
+def _kept(*where: ColumnElement[bool], returning: Any = runs, **values: Any) -> Kept:
+    return Kept(update(runs).where(_RUN_ID, *where).values(**values).returning(returning))
 
 
 @cache
@@ -69,8 +58,7 @@ def insert(has_deadline: bool) -> Kept:
     values |= {"status": _PENDING, "created_at": instant_in(0)}
     if has_deadline:
         values["queue_deadline"] = _IN_SHIFT
-    parameters = tuple(f"p_{name}" for name in columns)
-    return Kept(runs.insert().values(**values), (*parameters, "p_shift") if has_deadline else parameters)
+    return Kept(runs.insert().values(**values))
 
 
 @cache
@@ -114,7 +102,7 @@ def claim() -> Kept:
 @cache
 def advance() -> Kept:
     """Move the attempt's event position."""
-    return _kept(_HELD, _AT_POSITION, event_position=_NEW_POSITION)
+    return _kept(_HELD, _AT_POSITION, returning=runs.c.run_id, event_position=_NEW_POSITION)
 
 
 @cache
@@ -209,11 +197,11 @@ def requeue(counts: bool, is_delayed: bool, has_position: bool, columns: frozens
 def void() -> Kept:
     """Use a claim number up without a claim, where it was not claimed yet."""
     claim = bindparam("p_claim", type_=Integer)
-    return _kept(_WAITS, runs.c.claims == claim - 1, claims=claim)
+    return _kept(_WAITS, runs.c.claims == claim - 1, returning=runs.c.run_id, claims=claim)
 
 
 @cache
-def void_page() -> Any:
+def void_page() -> Kept:
     """Use up the next claim number of the first waiting runs above an id."""
     # locked in the order of their ids, as everywhere
     page = (
@@ -223,7 +211,7 @@ def void_page() -> Any:
         .limit(bindparam("p_limit", type_=Integer))
         .with_for_update()
     )
-    return (
+    return Kept(
         update(runs)
         .where(runs.c.run_id.in_(page), _WAITS)
         .values(claims=runs.c.claims + 1)
@@ -234,7 +222,7 @@ def void_page() -> Any:
 @cache
 def reroute() -> Kept:
     """Change a waiting run's Celery queue."""
-    return _kept(_WAITS, queue=bindparam("p_queue", type_=Text))
+    return _kept(_WAITS, returning=runs.c.run_id, queue=bindparam("p_queue", type_=Text))
 
 
 def _columns(has_position: bool, columns: frozenset[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, func, selec
 from asm_celery.codec import decode
 from asm_celery.model import Run
 from asm_celery.states import TERMINAL, RunStatus, StopKind
+from asm_celery.store.kept import Kept
 from asm_celery.store.tables import events, has_status, instant_in, is_open, runs, session_counters, sessions
 
 # A run's last event is its terminal one once it has ended (index events_run).
@@ -21,7 +22,20 @@ _RUN = select(
     .scalar_subquery()
     .label("last"),
 )
-_BY_ID = _RUN.where(runs.c.run_id == bindparam("p_run_id", type_=Text))
+_P_RUN_ID = bindparam("p_run_id", type_=Text)
+_P_SESSION_ID = bindparam("p_session_id", type_=Text)
+_BY_ID = Kept(_RUN.where(runs.c.run_id == _P_RUN_ID))
+_BY_KEY = Kept(
+    select(runs.c.run_id, runs.c.input_digest).where(
+        runs.c.session_id == _P_SESSION_ID, runs.c.idempotency_key == bindparam("p_key", type_=Text)
+    )
+)
+_NONCE = Kept(select(runs.c.claim_nonce).where(runs.c.run_id == _P_RUN_ID))
+_COUNT_OPEN = Kept(
+    select(func.count().label("open"))
+    .select_from(runs)
+    .where(runs.c.session_id == _P_SESSION_ID, is_open(runs))
+)
 _TERMINAL = [status.value for status in sorted(TERMINAL)]
 
 
@@ -71,7 +85,7 @@ class RunQueries:
 
     def get(self, run_id: str) -> Run | None:
         """Return a run, or None."""
-        row = self._connection.execute(_BY_ID, {"p_run_id": run_id}).first()
+        row = _BY_ID.first(self._connection, p_run_id=run_id)
         return None if row is None else to_run(row)
 
     def get_many(self, run_ids: Collection[str]) -> list[Run]:
@@ -88,26 +102,17 @@ class RunQueries:
 
     def by_key(self, session_id: str, key: str) -> tuple[str, str] | None:
         """Return (run id, input digest) of the run with this idempotency key, or None."""
-        row = self._connection.execute(
-            select(runs.c.run_id, runs.c.input_digest).where(
-                runs.c.session_id == session_id, runs.c.idempotency_key == key
-            )
-        ).first()
+        row = _BY_KEY.first(self._connection, p_session_id=session_id, p_key=key)
         return None if row is None else (row.run_id, row.input_digest)
 
     def nonce_of(self, run_id: str) -> str | None:
         """Return the nonce of the current claim: whose commit it was when the answer was lost."""
-        found: str | None = self._connection.execute(
-            select(runs.c.claim_nonce).where(runs.c.run_id == run_id)
-        ).scalar()
-        return found
+        row = _NONCE.first(self._connection, p_run_id=run_id)
+        return None if row is None else row.claim_nonce
 
     def count_open(self, session_id: str) -> int:
         """Return how many runs of the session are not terminal (index runs_open)."""
-        counted = self._connection.execute(
-            select(func.count()).select_from(runs).where(runs.c.session_id == session_id, is_open(runs))
-        ).scalar()
-        return int(counted or 0)
+        return int(_COUNT_OPEN.first(self._connection, p_session_id=session_id).open)
 
     def open_of(self, session_id: str, limit: int | None = None) -> list[Run]:
         """Return the session's open runs by position (index runs_open)."""

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from asm_celery.model import Run
 from asm_celery.states import STOPPED_STATUS, RunStatus, StopKind, sources_of
 from asm_celery.store import run_moves
+from asm_celery.store.kept import Kept
 from asm_celery.store.run_queries import RunQueries, to_run
 from asm_celery.store.tables import is_open, microseconds, runs
 
@@ -21,29 +22,29 @@ _KIND_OF = {status: kind for kind, status in STOPPED_STATUS.items()}
 class Runs(RunQueries):
     """Statements on `runs`: the guarded moves, over the queries of `RunQueries`.
 
-    Every move returns the run as it is now, or None when its guard did not hold and nothing changed.
+    A move returns the run as it is now, or None when its guard did not hold and nothing changed; one after
+    which nobody asks for the run returns whether its guard held.
     """
 
     def insert(self, run: Run, *, input_text: str, input_digest: str, metadata: str) -> None:
         """Add a `pending` run; its queue deadline begins now."""
         waits = run.queue_timeout
-        kept = run_moves.insert(waits is not None)
-        values = {
-            "p_run_id": run.run_id,
-            "p_session_id": run.session_id,
-            "p_position": run.position,
-            "p_agent": run.agent,
-            "p_queue": run.queue,
-            "p_input": input_text,
-            "p_input_digest": input_digest,
-            "p_metadata": metadata,
-            "p_idempotency_key": run.idempotency_key,
-            "p_max_attempts": run.max_attempts,
-            "p_run_timeout": run.run_timeout,
-            "p_queue_timeout": waits,
-            "p_shift": microseconds(waits or 0),
-        }
-        self._connection.execute(kept.statement, {name: values[name] for name in kept.parameters})
+        run_moves.insert(waits is not None).first(
+            self._connection,
+            p_run_id=run.run_id,
+            p_session_id=run.session_id,
+            p_position=run.position,
+            p_agent=run.agent,
+            p_queue=run.queue,
+            p_input=input_text,
+            p_input_digest=input_digest,
+            p_metadata=metadata,
+            p_idempotency_key=run.idempotency_key,
+            p_max_attempts=run.max_attempts,
+            p_run_timeout=run.run_timeout,
+            p_queue_timeout=waits,
+            p_shift=microseconds(waits or 0),
+        )
 
     def claim(self, run_id: str, claim: int, *, executor: str, nonce: str) -> Run | None:
         """Make a pending run running under claim number `claim`, if it may run now.
@@ -54,9 +55,9 @@ class Runs(RunQueries):
         """
         return self._move(run_moves.claim(), run_id, p_claim=claim, p_executor=executor, p_nonce=nonce)
 
-    def advance(self, run_id: str, claim: int, *, position: int, count: int) -> Run | None:
+    def advance(self, run_id: str, claim: int, *, position: int, count: int) -> bool:
         """Move the attempt's event position from `position` by `count`: an append happens once or not."""
-        return self._move(
+        return self._does(
             run_moves.advance(), run_id, p_claim=claim, p_position=position, p_new_position=position + count
         )
 
@@ -151,9 +152,9 @@ class Runs(RunQueries):
             **{f"p_{name}": value for name, value in values.items()},
         )
 
-    def void(self, run_id: str, claim: int) -> Run | None:
+    def void(self, run_id: str, claim: int) -> bool:
         """Use up a claim number that nobody has claimed: who was given it can claim no more."""
-        return self._move(run_moves.void(), run_id, p_claim=claim)
+        return self._does(run_moves.void(), run_id, p_claim=claim)
 
     def void_page(self, *, after: str, limit: int) -> str | None:
         """Use up the next claim numbers of the first `limit` waiting runs by id above `after`.
@@ -161,12 +162,12 @@ class Runs(RunQueries):
         Returns:
             The last id of them; None when there were none (index runs_open_id).
         """
-        rows = self._connection.execute(run_moves.void_page(), {"p_after": after, "p_limit": limit})
-        return max(rows.scalars(), default=None)
+        rows = run_moves.void_page().rows(self._connection, p_after=after, p_limit=limit)
+        return max((row.run_id for row in rows), default=None)
 
-    def reroute(self, run_id: str, queue: str) -> Run | None:
+    def reroute(self, run_id: str, queue: str) -> bool:
         """Send a waiting run's doorbells to another Celery queue: that of the workers with its agent."""
-        return self._move(run_moves.reroute(), run_id, p_queue=queue)
+        return self._does(run_moves.reroute(), run_id, p_queue=queue)
 
     def lock_open(self, session_id: str) -> list[Run]:
         """Lock the session's open runs in the order of their ids, and return them."""
@@ -178,9 +179,9 @@ class Runs(RunQueries):
         )
         return [to_run(row) for row in self._connection.execute(query)]
 
-    def _move(self, kept: run_moves.Kept, run_id: str, **parameters: Any) -> Run | None:
-        parameters["p_run_id"] = run_id
-        row = self._connection.execute(
-            kept.statement, {name: parameters[name] for name in kept.parameters}
-        ).first()
+    def _move(self, kept: Kept, run_id: str, **parameters: Any) -> Run | None:
+        row = kept.first(self._connection, p_run_id=run_id, **parameters)
         return None if row is None else to_run(row)
+
+    def _does(self, kept: Kept, run_id: str, **parameters: Any) -> bool:
+        return kept.first(self._connection, p_run_id=run_id, **parameters) is not None

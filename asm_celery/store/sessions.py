@@ -7,12 +7,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, delete, func, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    Text,
+    bindparam,
+    delete,
+    func,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asm_celery.codec import decode
 from asm_celery.model import Session
 from asm_celery.states import SessionStatus
+from asm_celery.store.kept import Kept
 from asm_celery.store.tables import (
     agents,
     control_operations,
@@ -30,6 +43,9 @@ _SESSION = select(
     session_counters.c.last_sequence,
     session_counters.c.last_position,
 ).join(session_counters, session_counters.c.session_id == sessions.c.session_id)
+_P_SESSION_ID = bindparam("p_session_id", type_=Text)
+_BY_ID = Kept(_SESSION.where(sessions.c.session_id == _P_SESSION_ID))
+_AGENT = Kept(select(agents).where(agents.c.name == bindparam("p_name", type_=Text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +71,12 @@ class AgentTerms:
 
 
 @cache
-def _draw(is_guarded: bool) -> Any:
+def _draw(states: frozenset[SessionStatus] | None) -> Kept:
     table = session_counters
-    where = [table.c.session_id == bindparam("p_session_id", type_=Text)]
-    if is_guarded:
-        where.append(table.c.state.in_(bindparam("p_states", type_=Text, expanding=True)))
-    return (
+    where = [table.c.session_id == _P_SESSION_ID]
+    if states is not None:
+        where.append(table.c.state.in_([literal(state.value, Text) for state in sorted(states)]))
+    return Kept(
         update(table)
         .where(*where)
         .values(
@@ -105,7 +121,7 @@ class Sessions:
 
     def get(self, session_id: str) -> Session | None:
         """Return a session, or None."""
-        row = self._connection.execute(_SESSION.where(sessions.c.session_id == session_id)).first()
+        row = _BY_ID.first(self._connection, p_session_id=session_id)
         return None if row is None else _session(row)
 
     def page(
@@ -163,7 +179,7 @@ class Sessions:
         *,
         sequences: int = 0,
         positions: int = 0,
-        states: Collection[SessionStatus] | None = None,
+        states: frozenset[SessionStatus] | None = None,
     ) -> Counter | None:
         """Take the next sequences and positions under the lock of the counter row.
 
@@ -173,14 +189,9 @@ class Sessions:
         Returns:
             The counter after the draw; None when there is no such session or its state is not in `states`.
         """
-        parameters: dict[str, Any] = {
-            "p_session_id": session_id,
-            "p_sequences": sequences,
-            "p_positions": positions,
-        }
-        if states is not None:
-            parameters["p_states"] = [state.value for state in states]
-        row = self._connection.execute(_draw(states is not None), parameters).first()
+        row = _draw(states).first(
+            self._connection, p_session_id=session_id, p_sequences=sequences, p_positions=positions
+        )
         return None if row is None else _counter(row)
 
     def counter(self, session_id: str) -> Counter | None:
@@ -256,7 +267,7 @@ class Agents:
 
     def get(self, name: str) -> AgentTerms | None:
         """Return an agent's terms, None when no worker ever declared it."""
-        row = self._connection.execute(select(agents).where(agents.c.name == name)).first()
+        row = _AGENT.first(self._connection, p_name=name)
         if row is None:
             return None
         return AgentTerms(

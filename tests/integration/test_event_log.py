@@ -85,8 +85,8 @@ def test_append_refuses_an_unknown_session_and_a_state_that_is_not_asked_for(con
         with here.log.transaction() as writing:
             event = Event.new("a", session_id)
             assert writing.append("nobody", [Event.new("a", "nobody")]) is None
-            assert writing.append(session_id, [event], states=[SessionStatus.PAUSED]) is None
-            assert writing.append(session_id, [event], states=[SessionStatus.ACTIVE])
+            assert writing.append(session_id, [event], states=frozenset({SessionStatus.PAUSED})) is None
+            assert writing.append(session_id, [event], states=frozenset({SessionStatus.ACTIVE}))
 
         assert here.log.page(session_id, after=0, limit=10).head == 2
 
