@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
@@ -418,4 +418,22 @@ def _from_map(kind: type[_Record], source: Mapping[str, Any], **ready: Any) -> _
 
 def with_sequences(events: list[Event], first: int) -> list[Event]:
     """Return the events numbered first, first + 1, ..."""
-    return [replace(event, sequence=first + offset) for offset, event in enumerate(events)]
+    return [_numbered(event, first + offset) for offset, event in enumerate(events)]
+
+
+def _numbered(event: Event, sequence: int) -> Event:
+    # what `replace` does in three times the time, for each event that is ever stored
+    return Event(
+        type=event.type,
+        session_id=event.session_id,
+        data=event.data,
+        run_id=event.run_id,
+        sequence=sequence,
+        event_id=event.event_id,
+        attempt=event.attempt,
+        metadata=event.metadata,
+        provider=event.provider,
+        correlation_id=event.correlation_id,
+        timestamp=event.timestamp,
+        schema_version=event.schema_version,
+    )

@@ -24,6 +24,7 @@ from asm_celery.showing import mask
 from asm_celery.store.events import Events
 from asm_celery.store.faults import CommitUnknown, Conflict, code_of, is_definite, typed
 from asm_celery.store.operators import ControlHistory, Executors, Settings
+from asm_celery.store.pinging import ping_when_in_doubt
 from asm_celery.store.runs import Runs
 from asm_celery.store.sessions import Agents, Sessions
 
@@ -220,8 +221,6 @@ def _engine(config: Config) -> Engine:
             pool_size=config.pool_size,
             max_overflow=config.pool_size + 1,
             pool_timeout=timeout,
-            # a connection that died with a database restart is replaced before it is used
-            pool_pre_ping=True,
             connect_args={
                 "connect_timeout": max(1, round(timeout)),
                 "options": _POSTGRES_LIMITS,
@@ -234,6 +233,7 @@ def _engine(config: Config) -> Engine:
                 "application_name": f"asm_celery {config.namespace}",
             },
         )
+        ping_when_in_doubt(server)
         event.listen(server, "first_connect", _warn_of_losses)
         return server
     path = url.removeprefix("sqlite:///")

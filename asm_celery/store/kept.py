@@ -8,7 +8,7 @@ is a text, the order of its parameters and the names of its columns.  Errors are
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, TypeDecorator
@@ -35,10 +35,11 @@ class Kept:
         text = self._text(connection)
         return [text.row(row) for row in _execute(connection, text.sql, text.parameters(values))]
 
-    def each(self, connection: Connection, values: Iterable[dict[str, Any]]) -> None:
+    def each(self, connection: Connection, values: Sequence[dict[str, Any]]) -> None:
         """Execute once for each of `values`, in one round trip; nothing is answered."""
         text = self._text(connection)
-        _execute(connection, text.sql, [text.parameters(one) for one in values])
+        if values:
+            _execute(connection, text.sql, [text.parameters(one) for one in values])
 
     def _text(self, connection: Connection) -> _Text:
         dialect = connection.dialect
