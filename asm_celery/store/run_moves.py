@@ -102,7 +102,7 @@ def claim() -> Kept:
 @cache
 def advance() -> Kept:
     """Move the attempt's event position."""
-    return _kept(_HELD, _AT_POSITION, returning=runs.c.run_id, event_position=_NEW_POSITION)
+    return _kept(_HELD, _AT_POSITION, event_position=_NEW_POSITION, returning=runs.c.run_id)
 
 
 @cache
@@ -197,7 +197,7 @@ def requeue(counts: bool, is_delayed: bool, has_position: bool, columns: frozens
 def void() -> Kept:
     """Use a claim number up without a claim, where it was not claimed yet."""
     claim = bindparam("p_claim", type_=Integer)
-    return _kept(_WAITS, runs.c.claims == claim - 1, returning=runs.c.run_id, claims=claim)
+    return _kept(_WAITS, runs.c.claims == claim - 1, claims=claim, returning=runs.c.run_id)
 
 
 @cache
@@ -222,7 +222,7 @@ def void_page() -> Kept:
 @cache
 def reroute() -> Kept:
     """Change a waiting run's Celery queue."""
-    return _kept(_WAITS, returning=runs.c.run_id, queue=bindparam("p_queue", type_=Text))
+    return _kept(_WAITS, queue=bindparam("p_queue", type_=Text), returning=runs.c.run_id)
 
 
 def _columns(has_position: bool, columns: frozenset[str]) -> dict[str, Any]:
