@@ -7,19 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Row,
-    Text,
-    bindparam,
-    delete,
-    func,
-    literal,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asm_celery.codec import decode
@@ -75,7 +63,7 @@ def _draw(states: frozenset[SessionStatus] | None) -> Kept:
     table = session_counters
     where = [table.c.session_id == _P_SESSION_ID]
     if states is not None:
-        where.append(table.c.state.in_([literal(state.value, Text) for state in sorted(states)]))
+        where.append(or_(*[table.c.state == state.value for state in sorted(states)]))
     return Kept(
         update(table)
         .where(*where)
