@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -179,10 +180,10 @@ def test_a_submit_that_reaches_redis_after_the_resume_does_not_bring_the_pause_b
         late = other.attach(server.session_id)
 
         class LateQueue(RunQueue):
-            def enqueue(self, line: Line, entries: Iterable[Entry]) -> Granted:
+            def enqueue(self, line: Line, entries: Iterable[Entry], **more: Any) -> Granted:
                 assert "paused" == line.state
                 server.resume()
-                return super().enqueue(line, entries)
+                return super().enqueue(line, entries, **more)
 
         client = late.runtime.queue._client
         late.runtime.__dict__["queue"] = LateQueue(client, config.keys, url=config.redis_url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,9 @@ def test_a_submit_that_reaches_redis_late_neither_is_overtaken_nor_stalls(
     is_second_known = threading.Event()
 
     class LateQueue(RunQueue):
-        def enqueue(self, line: Line, entries: Iterable[Entry]) -> Granted:
+        def enqueue(self, line: Line, entries: Iterable[Entry], **more: Any) -> Granted:
             is_second_known.wait(20)
-            return super().enqueue(line, entries)
+            return super().enqueue(line, entries, **more)
 
     slow = AgentSessions(config)
     late = slow.attach(server.session_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_submit_that_overtakes_its_predecessor_neither_starts_first_nor_stalls(
     session, queue = world.session(), world.runtime.queue
     late: list[tuple[Line, list[Entry]]] = []
 
-    def lose(line: Line, entries: list[Entry]) -> Granted:
+    def lose(line: Line, entries: list[Entry], **_: Any) -> Granted:
         late.append((line, entries))
         return Granted(word="lost", leases=[])
 
