@@ -70,7 +70,7 @@ class World:
     def beat(self, executor: str, held: dict[str, int]) -> None:
         """Raise an executor's beats, as its heartbeat does."""
         self.runtime.recovery.beat(executor, held)
-        self.runtime.recovery.renew(executor, held)
+        self.runtime.recovery.record(self.runtime.recovery.renew(executor, held).unknown)
 
     def session(self, **values: Any) -> Session:
         """Start a session of agent ``agent``."""

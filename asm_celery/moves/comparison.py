@@ -71,7 +71,7 @@ class Comparison:
                 doubted[one.subject] = one
         if doubted:
             self._pause()
-            sure += [one for one in self._audit(doubted) if one == doubted[one.subject]]
+            sure += [one for one in self._audit(doubted) if one == doubted.get(one.subject)]
         for one in sure:
             self.mend(one)
         return len(sure)
@@ -123,15 +123,25 @@ class Comparison:
         return self._rewrite(found, found.odd)
 
     def _look(self, names: Iterable[str] = ()) -> Iterator[Difference]:
-        """Yield what differs: Redis is read first, so what it knows and SQL does not hold open is over."""
+        """Yield what differs: Redis is read first, so what it knows and SQL does not hold open is over.
+
+        Without names the sets of each session are not read: only what keeps a slot of an open one is found.
+        """
         members = self._members(names)
         yield from self._settings()
         runs: set[str] = set()
         sessions: set[str] = set()
+        strays: list[Difference] = []
         for page in self._restore.pages():
             runs |= {run.run_id for run in page}
             sessions |= {run.session_id for run in page}
-            yield from self._odd(page)
+            for one in self._odd(page):
+                if one.odd is None:
+                    strays.append(one)
+                else:
+                    yield one
+        if not names:
+            yield from (stray for stray in strays if stray.subject not in runs)
         for name, found in members.items():
             first = name.partition(":")[0]
             of_runs = name in _RUN_SETS or first in ("run", "load", "open", "held")
@@ -149,7 +159,10 @@ class Comparison:
     def _odd(self, page: list[OpenRun]) -> Iterator[Difference]:
         waiting = {run.run_id for run in page if run.status is RunStatus.PENDING}
         for odd in self._queue.audit((line_of(run), entries_of([run])[0]) for run in page):
-            yield Difference(kind=odd.word, subject=odd.run_id, odd=odd, waits=odd.run_id in waiting)
+            if odd.word == "stray":
+                yield Difference(kind="held_by_nothing", subject=odd.run_id, where=f"held:{odd.seen}")
+            else:
+                yield Difference(kind=odd.word, subject=odd.run_id, odd=odd, waits=odd.run_id in waiting)
 
     def _members(self, names: Iterable[str]) -> dict[str, set[str]]:
         """Read who stands where: what every script walks, and of the keys named, those of runs and sessions."""

@@ -52,6 +52,14 @@ class Beat:
     pauses: dict[str, tuple[bool, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """What Redis answered an executor: runs that another has taken over, and runs it does not know."""
+
+    taken: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+
+
 class Recovery:
     """One process's part in keeping every run alive or decided."""
 
@@ -100,14 +108,20 @@ class Recovery:
         }
         return Beat(stops=stops, lost=set(held) - set(mine), pauses=pauses)
 
-    def renew(self, executor: str, held: dict[str, int]) -> set[str]:
-        """Raise in Redis the beats of the runs an executor has claimed; return those another has taken over.
-
-        One script; what Redis does not know, as after it was emptied, is recorded anew.
-        """
+    def renew(self, executor: str, held: dict[str, int]) -> Renewal:
+        """Raise in Redis the beats of the runs an executor has claimed; one script."""
         words = self._promoter.queue.renew(executor, held)
-        self._record_again([run_id for run_id, word in words.items() if word == "unknown"])
-        return {run_id for run_id, word in words.items() if word == "taken"}
+        taken, unknown = ({run for run, said in words.items() if said == one} for one in ("taken", "unknown"))
+        return Renewal(taken=taken, unknown=unknown)
+
+    def record(self, run_ids: set[str]) -> None:
+        """Record anew in Redis what it does not know, as after it was emptied; one read, a script a run."""
+        if not run_ids:
+            return
+        with self._log.store.read() as tx:
+            lost = tx.runs.open_page(run_ids=sorted(run_ids))
+        for run in lost:
+            self._promoter.queue.enqueue(line_of(run), entries_of([run]))
 
     def announce(self, executor: str, worker: str, slots: int, queues: Sequence[str]) -> None:
         """Say how many runs this executor can take from which Celery queues (0: none any more).
@@ -211,14 +225,6 @@ class Recovery:
             if ended is not None:
                 self._coordinator.give_back(run_id, run.claims, run.executor)
         self._orphans = candidates
-
-    def _record_again(self, run_ids: list[str]) -> None:
-        if not run_ids:
-            return
-        with self._log.store.read() as tx:
-            lost = tx.runs.open_page(run_ids=run_ids)
-        for run in lost:
-            self._promoter.queue.enqueue(line_of(run), entries_of([run]))
 
     def _vouchers(self, silent: list[Held]) -> dict[str, tuple[str, int]]:
         """For each silent run that SQL says its executor is running: that executor's beat in SQL."""

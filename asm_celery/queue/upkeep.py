@@ -45,7 +45,10 @@ _CELERY: Final = "celery:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Odd:
-    """A run, or its session, of which Redis says another thing than SQL; `seen` is what it says."""
+    """A run, or its session, of which Redis says another thing than SQL; `seen` is what it says.
+
+    Of a stray it is the session whose slot it keeps.
+    """
 
     run_id: str
     word: str

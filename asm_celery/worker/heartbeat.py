@@ -78,6 +78,7 @@ class Heartbeat:
         self._retirement = retirement
         self._retired_at: float | None = None
         self._is_retired = False
+        self._unknown: set[str] = set()
         self._stopping = threading.Event()
         self._tick_s = min(_TICK_S, config.lease_s / 10)
         self._fence = Fence(
@@ -93,7 +94,7 @@ class Heartbeat:
         self._hub.listen(self._config.keys.control(self._executor), self.hear)
         for name, target in (
             ("asm-tick", self._ticks),
-            ("asm-beat", lambda: self._pulse(self.beat)),
+            ("asm-beat", lambda: self._pulse(self.beat, self.record)),
             ("asm-renew", lambda: self._pulse(self.announce, self.renew)),
             ("asm-deadline", self._deadlines),
             ("asm-repair", self._repairs),
@@ -142,13 +143,18 @@ class Heartbeat:
             if attempt.claim is not None and not attempt.is_lost
         }
         at = self._fence.now()
-        taken = self._recovery.renew(
+        answer = self._recovery.renew(
             self._executor, {run_id: attempt.number for run_id, attempt in held.items()}
         )
-        if held:
+        self._unknown = answer.unknown
+        if held and not answer.unknown:
             self._fence.confirm(Witness.REDIS, at)
-        for run_id in taken:
+        for run_id in answer.taken:
             held[run_id].stop(LOST)
+
+    def record(self) -> None:
+        """Record anew what Redis has lost; not where it is renewed, because this asks SQL, which may hang."""
+        self._recovery.record(self._unknown)
 
     def look(self) -> None:
         """Stop what executes here when no witness has heard us for so long that others will take it over."""

@@ -116,15 +116,16 @@ def _spans(history: History) -> list[_Span]:
     for entry in history.ledger:
         if entry.what == "leave":
             left[entry.run_id, entry.attempt, entry.pid].append(entry.at)
-    hits = [(fault.at, pid) for fault in history.faults for pid in fault.pids]
+    hits = [(fault.at, fault.until, pid) for fault in history.faults for pid in fault.pids]
     spans = []
     for entry in history.ledger:
         if entry.what != "enter":
             continue
         ends = [at for at in left[entry.run_id, entry.attempt, entry.pid] if at >= entry.at]
         end = min(ends, default=entry.at)
-        # a frozen process may overlap outside when it thaws: that is not promised
-        struck = [at for at, pid in hits if pid == entry.pid and at >= entry.at]
+        # a frozen process may overlap outside when it thaws, also in what it entered while it was being hit:
+        # that is not promised
+        struck = [max(at, entry.at) for at, until, pid in hits if pid == entry.pid and until >= entry.at]
         spans.append(_Span(entry.at, min([end, *struck]), entry.session_id, entry.run_id))
     return spans
 

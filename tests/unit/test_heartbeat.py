@@ -14,7 +14,7 @@ from asm_celery.config import Config
 from asm_celery.errors import CoordinationUnavailable
 from asm_celery.model import Run, Session, StopReceipt, new_id
 from asm_celery.moves.coordinator import Claim
-from asm_celery.moves.recovery import Beat
+from asm_celery.moves.recovery import Beat, Renewal
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
 from asm_celery.worker.heartbeat import Heartbeat
@@ -28,7 +28,7 @@ class Collaborators:
     """Recovery, stopper and hub in one, made by hand."""
 
     answer: Beat = field(default_factory=Beat)
-    taken: set[str] = field(default_factory=set)
+    renewal: Renewal = field(default_factory=Renewal)
     said: list[tuple[Any, ...]] = field(default_factory=list)
     trouble: Exception | None = None
     decided: StopKind = StopKind.TIMEOUT
@@ -37,9 +37,12 @@ class Collaborators:
         self._say("beat", held, worker)
         return self.answer
 
-    def renew(self, executor: str, held: dict[str, int]) -> set[str]:
+    def renew(self, executor: str, held: dict[str, int]) -> Renewal:
         self._say("renew", held)
-        return self.taken
+        return self.renewal
+
+    def record(self, run_ids: set[str]) -> None:
+        self._say("record", run_ids)
 
     def announce(self, executor: str, worker: str, slots: int, queues: list[str]) -> None:
         self._say("announce", worker, slots, queues)
@@ -135,7 +138,7 @@ def test_what_is_just_being_claimed_is_held_and_cannot_be_lost(it: Beating) -> N
 def test_a_lease_that_another_has_taken_over_is_lost(it: Beating) -> None:
     """Redis says so while SQL is away; what is not claimed yet is not kept alive there."""
     taken, kept, entering = it.attempt(), it.attempt(), it.attempt(is_begun=False)
-    it.with_.taken = {taken.run_id}
+    it.with_.renewal = Renewal(taken={taken.run_id})
 
     it.heartbeat.renew()
 
@@ -143,13 +146,29 @@ def test_a_lease_that_another_has_taken_over_is_lost(it: Beating) -> None:
     assert ("lost", None, None) == (taken.stop_kind, kept.stop_kind, entering.stop_kind)
 
 
-@pytest.mark.parametrize("hangs", ["beat", "renew", "announce", "request"])
+def test_what_redis_has_lost_is_recorded_where_sql_is_asked_anyway(it: Beating) -> None:
+    """A SQL that hangs must not keep Redis from hearing that this executor lives."""
+    lost = it.attempt()
+    it.with_.renewal = Renewal(unknown={lost.run_id})
+
+    it.heartbeat.renew()
+    assert [("renew", {lost.run_id: 1})] == it.with_.said
+    it.heartbeat.record()
+
+    assert ("record", {lost.run_id}) == it.with_.said[1]
+
+
+@pytest.mark.parametrize("hangs", ["beat", "record", "renew", "announce", "request"])
 def test_a_witness_that_hangs_does_not_silence_the_other(hangs: str) -> None:
     """SQL and Redis are told from threads of their own, and so are deadlines."""
     it = Beating()
     attempt, hung = it.attempt(run_timeout=0.01), threading.Event()
     setattr(it.with_, hangs, lambda *_, **__: hung.wait(20))
-    others = {"beat": ["renew", "announce"], "request": ["beat", "renew"]}.get(hangs, ["beat"])
+    others = {
+        "beat": ["renew", "announce"],
+        "record": ["renew", "announce"],
+        "request": ["beat", "renew"],
+    }.get(hangs, ["beat"])
 
     it.heartbeat.start()
 

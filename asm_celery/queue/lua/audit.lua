@@ -4,7 +4,8 @@
 -- KEYS[1] string  the namespace root
 -- ARGV[1...] for each run 8 values: run id, session, position, status, claims, and its session's slots, state
 --   and version
--- Returns {run, word, seen} for each that differs: what `rewrite` must find unchanged
+-- Returns {run, word, seen} for each that differs: what `rewrite` must find unchanged; {run, 'stray', session} for
+--   each that keeps a slot and has no hash: to be swept if SQL says that it is over
 --   of the run: 'unknown', 'garbled', 'unlisted', 'lease_unlisted', 'held_by_nothing', 'running_without_lease',
 --   'other_claim'; of its session: 'session_differs', 'active_by_nothing', 'unplaced'
 -- Never: changes anything.
@@ -46,6 +47,9 @@ end
 local answer, looked = {}, {}
 for at = 1, #ARGV, 8 do
   local word, seen = run_word(at)
+  for _, stray in ipairs(looked[ARGV[at + 1]] and {} or strays_of(ARGV[at + 1])) do
+    answer[#answer + 1] = { stray, 'stray', ARGV[at + 1] }
+  end
   if not word and not looked[ARGV[at + 1]] then word, seen = session_word(at) end
   looked[ARGV[at + 1]] = true
   if word then answer[#answer + 1] = { ARGV[at], word, seen } end

@@ -36,3 +36,14 @@ local function is_placed(session, about, line, is_busy)
   return line == queue .. (is_busy and ':busy' or ':new') and redis.call('ZSCORE', line_key(line), session)
     and redis.call('SISMEMBER', QUEUES, queue) == 1
 end
+-- What keeps a slot of a session and has no hash: nothing that ends it can find it there.
+local function strays_of(session)
+  local slots = tonumber(redis.call('HGET', session_key(session), 'slots')) or 1
+  local first, held = redis.call('ZRANGE', open_key(session), 0, slots - 1), redis.call('SMEMBERS', held_key(session))
+  local found = {}
+  for at = 1, #first + #held do
+    local run = first[at] or held[at - #first]
+    if redis.call('EXISTS', run_key(run)) == 0 then found[#found + 1] = run end
+  end
+  return found
+end
