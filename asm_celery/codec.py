@@ -17,6 +17,10 @@ from asm_celery.showing import shown
 MAX_DEPTH: Final = 64
 type_names = "null, true, false, numbers, strings, lists and objects with string keys"
 
+# made once: what json.dumps makes anew for each value costs more than a small value does
+_ENCODER: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 JSONValue = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -50,7 +54,7 @@ def encode(value: Any, *, what: str, max_bytes: int) -> str:
     """
     try:
         _check_shape(value, max_bytes)
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
     except (TypeError, ValueError) as cause:
         reason = str(cause)
         raise InvalidInput(
@@ -87,5 +91,6 @@ def digest(text: str) -> str:
 
     Equal values have equal fingerprints: the order of an object's keys means nothing.
     """
-    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    # without an object in it there is no order to forget
+    canonical = _CANONICAL.encode(json.loads(text)) if "{" in text else text
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
