@@ -76,6 +76,8 @@ class Store:
         self._writer = threading.Lock() if self.dialect == "sqlite" else None
         # The pool has one connection more than this: a beat that waits behind a crowd looks like a death.
         self._seats = threading.BoundedSemaphore(2 * config.pool_size)
+        # Writers wait for locks while they sit: half of the seats, so that reads need not wait for those too.
+        self._writing = threading.BoundedSemaphore(config.pool_size)
 
     @contextmanager
     def transaction(self, *, is_beat: bool = False) -> Iterator[Transaction]:
@@ -96,7 +98,8 @@ class Store:
         wait_s = self.patience_s if is_beat else _WRITER_PATIENCE_S
         with (
             self._taught(),
-            self._seated(is_beat),
+            self._seated(self._writing, is_beat),
+            self._seated(self._seats, is_beat),
             self._exclusive(wait_s),
             self._engine.connect() as connection,
         ):
@@ -118,7 +121,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Open a reading connection; each statement sees what is committed when it begins."""
-        with self._taught(), self._seated(), self._reader.connect() as connection:
+        with self._taught(), self._seated(self._seats), self._reader.connect() as connection:
             yield Transaction(connection)
 
     def close(self) -> None:
@@ -137,16 +140,16 @@ class Store:
             ) from cause
 
     @contextmanager
-    def _seated(self, is_beat: bool = False) -> Iterator[None]:
+    def _seated(self, seats: threading.BoundedSemaphore, is_beat: bool = False) -> Iterator[None]:
         if is_beat:
             yield
             return
-        if not self._seats.acquire(timeout=self.patience_s):
+        if not seats.acquire(timeout=self.patience_s):
             raise self._crowded()
         try:
             yield
         finally:
-            self._seats.release()
+            seats.release()
 
     @contextmanager
     def _exclusive(self, wait_s: float) -> Iterator[None]:

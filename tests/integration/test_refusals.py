@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from asm_celery import errors
 from asm_celery.config import Config
 from asm_celery.states import SessionStatus
+from tests.waiting import wait_until
 from tests.world import World
 
 # a refusal takes less than 100 ms; what is left to busy cores is times 3
@@ -66,6 +68,28 @@ def test_who_was_refused_once_is_refused_without_the_lock(world: World, other: W
         for session, options, error in refusals:
             with pytest.raises(error):
                 world.submit(session, **options)
+
+
+def test_a_crowd_of_submits_that_wait_does_not_keep_refusals_waiting(world: World, other: World) -> None:
+    """Writers that wait for a lock leave half of the connections to those who read."""
+    full, slow = world.session(max_queued_runs=0), world.session()
+    world.submit(full)
+    crowd = 2 * world.config.pool_size
+
+    with ThreadPoolExecutor(crowd) as pool:
+        with other.runtime.log.transaction() as tx:
+            tx.sessions.draw(slow.session_id)
+            waiting = [pool.submit(world.submit, slow) for _ in range(crowd)]
+            wait_until(lambda: not world.runtime.store._writing._value, description="all writers wait")
+            began = time.perf_counter()
+            with pytest.raises(errors.QueueFull):
+                world.submit(full)
+            took_s = time.perf_counter() - began
+        accepted = {one.result() for one in waiting}
+
+    assert crowd == len(accepted)
+    # far below the 5 s and more that a seat is waited for
+    assert took_s < 10 * BOUND_S
 
 
 def test_a_known_key_is_its_run_also_in_a_full_session(world: World) -> None:
