@@ -175,9 +175,12 @@ class Run:
         _require(source, "a run map", "run_id", "session_id")
         status = check_run_status(source.get("status", RunStatus.PENDING))
         stop = source.get("stop_requested")
-        return _from_map(
-            cls, {"agent": "", **source}, status=status, stop_requested=StopKind(stop) if stop else None
-        )
+        if stop is not None and not (isinstance(stop, str) and stop in set(StopKind)):
+            raise ValidationError(
+                f"stop_requested={shown(stop)} must be None or one of {', '.join(StopKind)}",
+                details={"field": "stop_requested"},
+            )
+        return _from_map(cls, {"agent": "", **source}, status=status, stop_requested=stop and StopKind(stop))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,7 @@ def test_no_odd_value_makes_the_words_crash(monkeypatch: pytest.MonkeyPatch) -> 
         records = [
             one,
             {**KNOWN, "status": one, "code": other},
+            {**KNOWN, "code": "timeout", "stop_requested": one},
             {**KNOWN, "code": "timeout", "timestamp": one, "created_at": other},
         ]
         kinds = (Event, Run, Session, errors.AsmError)
