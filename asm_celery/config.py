@@ -106,6 +106,8 @@ class Config(BaseSettings):
     """How long an event may wait for companions before its transaction; 0: no wait."""
     event_batch_size: Annotated[int, Field(ge=1, le=10_000)] = 64
     """How many events go into one transaction at most."""
+    group_commit_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    """SQLite: how long a transaction may take along what other threads want written; 0: it takes nothing."""
     subscriber_buffer: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
     """Live events held for one slow subscriber before it falls back to reading SQL."""
 

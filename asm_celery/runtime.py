@@ -62,7 +62,7 @@ class Runtime:
     @cached_property
     def log(self) -> EventLog:
         """The event log, which publishes."""
-        return EventLog(self.store, Bus.of(self.config))
+        return EventLog(self.store, Bus.of(self.config), window_s=self.config.group_commit_ms / 1000)
 
     @cached_property
     def hub(self) -> Hub:

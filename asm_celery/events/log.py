@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from asm_celery.errors import StorageConnectionFailed
 from asm_celery.events.bus import Bus
 from asm_celery.events.cursor import Page, Place, refusal, removed
+from asm_celery.events.grouping import Grouping
 from asm_celery.model import Event, Run, mark_of, with_sequences
 from asm_celery.states import SessionStatus
 from asm_celery.store.database import Store, Transaction
 from asm_celery.store.faults import CommitUnknown, Conflict
+
+T = TypeVar("T")
 
 
 class _Absent(Exception):
@@ -27,6 +31,7 @@ class LogTransaction:
     """A writing transaction: the repositories of the store, and the log's two verbs."""
 
     def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
         self.sessions = transaction.sessions
         self.agents = transaction.agents
         self.runs = transaction.runs
@@ -40,6 +45,17 @@ class LogTransaction:
     def written(self) -> Sequence[Event]:
         """What is published if this transaction commits, in order of writing."""
         return self._written
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Do something that an exception undoes, and nothing else; see `Transaction.part`."""
+        count = len(self._written)
+        try:
+            with self._transaction.part():
+                yield
+        except BaseException:
+            del self._written[count:]
+            raise
 
     def append(
         self,
@@ -73,9 +89,13 @@ class LogTransaction:
 class EventLog:
     """The durable log of every session."""
 
-    def __init__(self, store: Store, bus: Bus) -> None:
+    def __init__(self, store: Store, bus: Bus, *, window_s: float = 0.0) -> None:
         self.store = store
         self.bus = bus
+        # PostgreSQL shares the flushes of its connections by itself, and rows of several sessions would be
+        # locked for as long as the whole group takes
+        shares = window_s > 0 and store.dialect == "sqlite"
+        self._grouping = Grouping(self._committed, window_s=window_s) if shares else None
 
     @contextmanager
     def transaction(self, **options: bool) -> Iterator[LogTransaction]:
@@ -92,6 +112,39 @@ class EventLog:
             StorageError: the database refused or cannot be reached.
             CommitUnknown: the answer to COMMIT was lost, and the database has been away since.
         """
+        with self._committed(**options) as writing:
+            yield writing
+        self.bus.publish(writing.written)
+
+    def grouped(self, unit: Callable[[LogTransaction], T]) -> T:
+        """Return what `unit` returns in a writing transaction, which units of other threads may share.
+
+        Args:
+            unit: may be called again from the beginning, and by another thread: all it does is in the
+                transaction.
+
+        Guarantee: as of `transaction`, for each unit alone: one that raises spoils only itself.
+
+        Raises:
+            as `transaction`; Conflict: it was rolled back for another's sake.
+        """
+        if self._grouping is None:
+            with self.transaction() as tx:
+                return unit(tx)
+        written: list[Event] = []
+
+        def noting(tx: LogTransaction) -> T:
+            count = len(tx.written)
+            answer = unit(tx)
+            written[:] = tx.written[count:]
+            return answer
+
+        answer: T = self._grouping.settle(self._grouping.enter(noting))
+        self.bus.publish(written)
+        return answer
+
+    @contextmanager
+    def _committed(self, **options: bool) -> Iterator[LogTransaction]:
         writing = None
         try:
             with self.store.transaction(**options) as transaction:
@@ -102,8 +155,6 @@ class EventLog:
                 raise
             if not self._has_committed(writing.written[0].event_id, unknown):
                 raise Conflict("the transaction was lost before its COMMIT: try again") from unknown
-        if writing is not None:
-            self.bus.publish(writing.written)
 
     def _has_committed(self, event_id: str, unknown: CommitUnknown) -> bool:
         """Return whether the transaction that wrote this event was committed; raises `unknown` if none says."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from asm_celery.codec import encode
 from asm_celery.config import Config
-from asm_celery.errors import CoordinationUnavailable, LeaseLost
+from asm_celery.errors import CoordinationUnavailable
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
-from asm_celery.moves.outcome import Outcome, columns_of, requeued_event, told_of
+from asm_celery.moves.outcome import Outcome, columns_of, lost, requeued_event, told_of
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
 from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
@@ -117,14 +117,17 @@ class Coordinator:
             LeaseLost: the run has moved on; the attempt must end, nothing it writes is kept.
         """
         run_id, after = claim.run.run_id, position + len(events)
-        with self._log.transaction() as tx:
+
+        def unit(tx: LogTransaction) -> int:
             if tx.runs.advance(run_id, claim.number, position=position, count=len(events)):
                 tx.append(claim.run.session_id, events)
                 return after
             run = tx.runs.get(run_id)
-        if run is not None and _is_held(run, claim) and run.event_position == after:
-            return after
-        raise _lost(claim, run)
+            if run is not None and _is_held(run, claim) and run.event_position == after:
+                return after
+            raise lost(claim.run.run_id, claim.number, run)
+
+        return self._log.grouped(unit)
 
     def finish(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
         """End the attempt: its last events, its terminal event (or requeue) and the status together.
@@ -190,7 +193,7 @@ class Coordinator:
     def _claim(
         self, run_id: str, claim: int, executor: str, nonce: str, knows: Callable[[str], object | None]
     ) -> Claim:
-        with self._log.transaction() as tx:
+        def unit(tx: LogTransaction) -> Claim:
             run = tx.runs.claim(run_id, claim, executor=executor, nonce=nonce)
             if run is None:
                 raise _Refused
@@ -208,7 +211,9 @@ class Coordinator:
                 raise _Refused
             session = tx.sessions.get(run.session_id)
             assert session is not None
-        return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
+            return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
+
+        return self._log.grouped(unit)
 
     def _give_back_lacking(self, run: Run, claim: int, executor: str) -> None:
         with self._log.store.read() as tx:
@@ -233,16 +238,18 @@ class Coordinator:
 
     @retried
     def _end(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
-        with self._log.transaction() as tx:
+        def unit(tx: LogTransaction) -> Run:
             place = {"position": position, "count": len(events)}
             ended = self._write_end(tx, claim.run, claim.number, outcome, events, place)
             if ended is not None:
                 return ended
             run = tx.runs.get(claim.run.run_id)
             is_ours = run is not None and tx.runs.nonce_of(run.run_id) == claim.nonce
-        if run is not None and is_ours and run.status is not RunStatus.RUNNING:
-            return run  # the answer to an earlier COMMIT was lost
-        raise _lost(claim, run)
+            if run is not None and is_ours and run.status is not RunStatus.RUNNING:
+                return run  # the answer to an earlier COMMIT was lost
+            raise lost(claim.run.run_id, claim.number, run)
+
+        return self._log.grouped(unit)
 
     def _write_end(
         self,
@@ -290,11 +297,3 @@ class Coordinator:
 
 def _is_held(run: Run, claim: Claim) -> bool:
     return run.status is RunStatus.RUNNING and run.claims == claim.number
-
-
-def _lost(claim: Claim, run: Run | None) -> LeaseLost:
-    now = "gone" if run is None else f"{run.status} under claim {run.claims}"
-    return LeaseLost(
-        f"claim {claim.number} of run {claim.run.run_id} is no longer valid: the run is {now}; end the attempt",
-        details={"run_id": claim.run.run_id, "claim": claim.number},
-    )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from asm_celery.codec import encode
 from asm_celery.config import Config
+from asm_celery.errors import LeaseLost
 from asm_celery.model import Event, Run
 from asm_celery.states import EventType, RunStatus
 
@@ -80,4 +81,13 @@ def requeued_event(run: Run, outcome: Outcome, delay_s: float) -> Event:
         data=data,
         attempt=run.attempt,
         provider=run.agent,
+    )
+
+
+def lost(run_id: str, claim: int, run: Run | None) -> LeaseLost:
+    """Return the error that tells an attempt that its run, as it is now, has moved on."""
+    now = "gone" if run is None else f"{run.status} under claim {run.claims}"
+    return LeaseLost(
+        f"claim {claim} of run {run_id} is no longer valid: the run is {now}; end the attempt",
+        details={"run_id": run_id, "claim": claim},
     )

@@ -202,8 +202,10 @@ class Submission:
     def _accept(
         self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
     ) -> tuple[Run, Counter, Stops]:
-        session_id, stops = session.session_id, Stops()
-        with self._log.transaction() as tx:
+        session_id = session.session_id
+
+        def unit(tx: LogTransaction) -> tuple[Run, Counter, Stops, int]:
+            stops = Stops()
             if options.on_busy == "interrupt":
                 stops = self._stopper.stop_open(tx, session_id, reason="on_busy")
             counter = tx.sessions.draw(session_id, sequences=1, positions=1)
@@ -219,20 +221,23 @@ class Submission:
             # runs on their way out do not keep the one that replaces them from waiting
             depth = tx.runs.count_open(session_id) - len(stops.told)
             refuse_full(session, options.on_busy, depth)
-            run = self._with_terms(tx, replace(run, position=counter.last_position), options)
-            tx.runs.insert(run, input_text=text, input_digest=digest(text), metadata=metadata)
+            placed = self._with_terms(tx, replace(run, position=counter.last_position), options)
+            tx.runs.insert(placed, input_text=text, input_digest=digest(text), metadata=metadata)
             queued = Event.new(
                 EventType.RUN_QUEUED,
                 session_id,
-                run_id=run.run_id,
-                data={"position": run.position},
-                provider=run.agent,
+                run_id=placed.run_id,
+                data={"position": placed.position},
+                provider=placed.agent,
                 sequence=counter.last_sequence,
             )
             tx.write([queued])
+            return placed, counter, stops, depth
+
+        placed, counter, stops, depth = self._log.grouped(unit)
         if depth + 1 >= capacity(session):
             self._doorkeeper.expect(session_id)
-        return run, counter, stops
+        return placed, counter, stops
 
     def _with_terms(self, tx: LogTransaction, run: Run, options: SubmitOptions) -> Run:
         spec = self._registry.get(run.agent)

@@ -57,6 +57,10 @@ class Conflict(StorageBusy):
     """The transaction was rolled back for what passes by itself; the same one may well commit now."""
 
 
+class Spoiled(Conflict):
+    """A part of a transaction failed so that the database rolled back all of it."""
+
+
 class CommitUnknown(StorageConnectionFailed):
     """The answer to COMMIT was lost: the transaction is stored as a whole, or not at all."""
 

@@ -50,8 +50,9 @@ def told_to_sqlite(store: Store, pragma: str) -> Iterator[None]:
     def tell(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
-    store.close()
+    # in this order: another thread may connect in between
     listening.listen(store._engine, "connect", tell)
+    store.close()
     yield
     listening.remove(store._engine, "connect", tell)
     store.close()
@@ -309,7 +310,7 @@ def test_a_foreign_writer_that_stays_too_long_is_a_typed_refusal(
     sqlite_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock of a SQLite file is waited for, and then the caller is told to try again."""
-    monkeypatch.setattr("asm_celery.store.database._WRITER_PATIENCE_S", 0.2)
+    monkeypatch.setattr("asm_celery.store.database.WRITER_PATIENCE_S", 0.2)
     path = sqlite_config.database_url.removeprefix("sqlite:///")
     with place(sqlite_config) as here, closing(sqlite3.connect(path, isolation_level=None)) as other:
         session_id = here.session()
