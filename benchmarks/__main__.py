@@ -1,59 +1,105 @@
-"""``./dev bench [--rounds 5] [--database sqlite] [--pool threads]``: a Markdown table of medians and ratios."""
+"""``./dev bench [--only submit,gap] [--database postgresql] [--report FILE]``: one table of medians and ratios."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
-from benchmarks.stage import stage
+from benchmarks import figures, page
+from benchmarks.dispatching import gap, pick_up
+from benchmarks.figures import Figures, Size
+from benchmarks.footprint import holding, idle, idle_sessions
+from benchmarks.growing import growth
+from benchmarks.limits import limits
+from benchmarks.recovering import recovery
+from benchmarks.running import run
+from benchmarks.stage import Stage
+from benchmarks.streaming import events
+from benchmarks.submitting import submit
+from benchmarks.waiting import await_end, cancel
+
+# in this order: what an idle worker holds is measured before it has worked
+MEASURES: dict[str, Callable[[Stage, Size], Iterator[Figures]]] = {
+    "idle": idle,
+    "raw": limits,
+    "submit": submit,
+    "run": run,
+    "gap": gap,
+    "pick_up": pick_up,
+    "await": await_end,
+    "cancel": cancel,
+    "events": events,
+    "sessions": idle_sessions,
+    "holding": holding,
+    "growth": growth,
+    "recovery": recovery,
+}
 
 
 def main() -> int:
-    """Measure in interleaved rounds, so that what disturbs one side disturbs both; print the medians."""
+    """Take each measure for some rounds, ours and the others' in turns within each; print the medians."""
+    given = _given()
+    size = figures.TINY if given.tiny else figures.FULL
+    if not given.tiny:
+        # workers start as users start them, and share no memory with one that was forked before
+        os.environ["ASM_TEST_FULL"] = "1"
+    found: dict[str, list[float]] = {}
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="asm-bench-") as folder,
+        Stage(given.database, given.pool, given.concurrency, Path(folder)) as stage,
+    ):
+        for name in given.only:
+            since = time.monotonic()
+            # closed here and now, not when it is forgotten: what it has started ends before the next one
+            rounds = cast("Generator[Figures]", MEASURES[name](stage, size))
+            for one in islice(rounds, given.rounds):
+                for what, value in one.items():
+                    found.setdefault(what, []).append(value)
+            rounds.close()
+            print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr)
+    table = page.table(found, given.database)
+    print(
+        f"{given.database}, {given.pool} of {given.concurrency}, {given.rounds} rounds, {page.machine()}\n\n{table}"
+    )
+    if given.report:
+        whole = page.page(
+            table,
+            database=given.database,
+            pool=given.pool,
+            concurrency=given.concurrency,
+            rounds=given.rounds,
+            size=size,
+            took_s=time.monotonic() - began,
+        )
+        given.report.write_text(whole)
+    return 0
+
+
+def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("--only", type=_names, default=list(MEASURES), help=f"some of {', '.join(MEASURES)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--pool", choices=["threads", "prefork"], default="threads")
     parser.add_argument("--concurrency", type=int, default=8)
-    given = parser.parse_args()
-    figures: dict[str, list[float]] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="asm-bench-") as folder,
-        stage(given.database, given.pool, given.concurrency, Path(folder)) as here,
-    ):
-        from benchmarks import measures
-
-        ours, plain = here.ours(), here.plain()
-        for number in range(given.rounds):
-            print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-            for found in (
-                measures.submit(here, ours, plain),
-                measures.end_to_end(here),
-                measures.pick_up(here),
-                measures.awaiting(here),
-                measures.cancelling(here),
-                measures.gap_locked(here),
-            ):
-                for name, value in found.items():
-                    figures.setdefault(name, []).append(value)
-        plain.stop()
-        for _ in range(given.rounds):
-            for name, value in measures.gap(here, ours).items():
-                figures.setdefault(name, []).append(value)
-    print(f"{given.database}, {given.pool} of {given.concurrency}, {given.rounds} rounds, {_machine()}\n")
-    print("| what | median | least | most |\n|---|---|---|---|")
-    for name, values in figures.items():
-        print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
-    return 0
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the page too")
+    parser.add_argument("--tiny", action="store_true", help="does everything work? the figures say nothing")
+    return parser.parse_args()
 
 
-def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+def _names(words: str) -> list[str]:
+    names = words.split(",")
+    if unknown := set(names) - set(MEASURES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose of {', '.join(MEASURES)}")
+    return [name for name in MEASURES if name in names]
 
 
 if __name__ == "__main__":

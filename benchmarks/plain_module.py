@@ -7,6 +7,7 @@ another try when it is taken.
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import redis
@@ -14,14 +15,20 @@ from celery import Celery, Task
 
 from benchmarks.stamps import stamp
 
-URL = os.environ["ASM_DEV_BROKER"]
-app = Celery("plain", broker=URL.replace("unix://", "redis+socket://").replace("?db=0", "?virtual_host=0"))
-app.conf.update(
-    task_ignore_result=True,
-    task_default_queue=os.environ.get("ASM_DEV_QUEUE", "plain"),
-    broker_connection_retry_on_startup=True,
-)
-client = redis.Redis.from_url(URL)
+VARIABLE = "ASM_DEV_BROKER"
+QUEUE, ALONE = "plain", "alone"
+
+app = Celery("plain")
+app.conf.update(task_ignore_result=True, task_default_queue=QUEUE, broker_connection_retry_on_startup=True)
+
+
+def connect(url: str) -> None:
+    """Use the broker at this URL."""
+    app.conf.update(broker_url=url.replace("unix://", "redis+socket://").replace("?db=0", "?virtual_host=0"))
+
+
+if VARIABLE in os.environ:
+    connect(os.environ[VARIABLE])
 
 
 @app.task
@@ -33,10 +40,15 @@ def noop(key: str) -> None:
 @app.task(bind=True, max_retries=None)
 def locked(self: Task[Any, Any], key: str) -> None:
     """Do nothing, one at a time of a key."""
-    lock = client.lock(f"plain:lock:{key}", timeout=60, blocking=False)
+    lock = _client(os.getpid()).lock(f"plain:lock:{key}", timeout=60, blocking=False)
     if not lock.acquire(blocking=False):
         raise self.retry(countdown=0.05)
     try:
         stamp(key)
     finally:
         lock.release()
+
+
+@cache
+def _client(_owner: int) -> redis.Redis:
+    return redis.Redis.from_url(os.environ[VARIABLE])

@@ -1,4 +1,4 @@
-"""When no-op work was entered and left, written by whoever does it: one short line, no round trip."""
+"""When work was entered and left, written by whoever does it: one short line, no round trip."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Stamp:
     left: float
 
 
-def stamp(key: str) -> None:
-    """Write that a piece of work of this key was done now."""
-    entered = time.monotonic()
-    line = f"{key} {entered:.6f} {time.monotonic():.6f}\n".encode()
+def stamp(key: str, entered: float | None = None) -> None:
+    """Write that a piece of work of this key ends now; None: it was entered now too."""
+    now = time.monotonic()
+    line = f"{key} {entered or now:.6f} {time.monotonic():.6f}\n".encode()
     descriptor = os.open(os.environ[VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, line)
@@ -44,15 +44,13 @@ class Stamps:
         found = [Stamp(key, float(entered), float(left)) for key, entered, left in words]
         return sorted(found, key=lambda one: one.entered)
 
-    def wait_for(self, count: int, patience_s: float = 300.0) -> list[Stamp]:
-        """Wait until so many are there; raises TimeoutError when they do not come."""
+    def take(self, count: int, patience_s: float = 300.0) -> list[Stamp]:
+        """Wait until so many are there, return and forget them; raises TimeoutError when they do not come."""
         until = time.monotonic() + patience_s
         while not self.path.exists() or self.path.read_bytes().count(b"\n") < count:
             if time.monotonic() > until:
                 raise TimeoutError(f"{len(self.read())} of {count} stamps after {patience_s:g} s")
             time.sleep(0.005)
-        return self.read()
-
-    def clear(self) -> None:
-        """Forget what is there."""
-        self.path.unlink(missing_ok=True)
+        found = self.read()
+        self.path.unlink()
+        return found

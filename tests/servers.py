@@ -39,6 +39,13 @@ USER = "nobody" if IS_ROOT else None
 # folder may be of a server that is just being started.
 _BEING_STARTED_S = 60.0
 _FOLDERS = {"asm-pg-": "lock", "asm-valkey-": "watch.lock"}
+# fmt: off
+_QUICK = (
+    "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
+    # it would hold the template open in the very moment it is copied
+    "-c", "autovacuum=off",
+)
+# fmt: on
 
 
 class ServerUnavailable(Exception):
@@ -100,8 +107,12 @@ class PostgreSQL:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
-    """Run a PostgreSQL whose data nobody will miss, or use ``ASM_TEST_DATABASE_URL``."""
+def postgresql(*, durable: bool = False) -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL whose data nobody will miss, or use ``ASM_TEST_DATABASE_URL``.
+
+    Args:
+        durable: as it is in production, with `fsync`, synchronous commits and autovacuum; else as quick as can be.
+    """
     given = os.environ.get("ASM_TEST_DATABASE_URL")
     if given:
         server = PostgreSQL(given.replace("postgresql://", "postgresql+psycopg://", 1))
@@ -124,10 +135,7 @@ def postgresql() -> Iterator[PostgreSQL]:
         process = WatchedProcess(
             [
                 binaries / "postgres", "-D", data, "-k", folder, "-p", "5432", "-c", "listen_addresses=",
-                "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
-                # it would hold the template open in the very moment it is copied
-                "-c", "autovacuum=off",
-                "-c", "max_connections=200", "-c", "log_min_messages=warning",
+                "-c", "max_connections=200", "-c", "log_min_messages=warning", *([] if durable else _QUICK),
             ],
             log=folder / "postgres.log", lock=lock, polite=signal.SIGINT, user=USER, env=_environment(),
         )
