@@ -66,7 +66,7 @@ def _judged(name: str, median: float, database: str) -> tuple[str, str]:
     if target is None or bound is None:
         return "", ""
     met = median >= bound if target.least else median <= bound
-    return f"{'at least' if target.least else 'at most'} {bound:g}", "yes" if met else "**no**"
+    return f"{target.word} {bound:g}", "yes" if met else "**no**"
 
 
 def _shown(number: float) -> str:

@@ -17,6 +17,11 @@ class Target:
     postgresql: float | None
     least: bool = False
 
+    @property
+    def word(self) -> str:
+        """How the bound is said."""
+        return "at least" if self.least else "at most"
+
     def bound(self, database: str) -> float | None:
         """Return the bound on this database; None for no bound."""
         return self.postgresql if database == "postgresql" else self.sqlite

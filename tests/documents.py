@@ -23,6 +23,7 @@ from asm_celery.events.subscription import Subscription
 from asm_celery.queue import scripts
 from asm_celery.states import diagram
 from asm_celery.worker.context import RunContext
+from benchmarks.targets import TARGETS, Target
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 _PART: Final = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
@@ -69,6 +70,19 @@ def codes() -> str:
     )
 
 
+def targets() -> str:
+    """Return what the benchmark's figures are aimed at as a table."""
+
+    def shown(target: Target, database: str) -> str:
+        bound = target.bound(database)
+        return "" if bound is None else f"{target.word} {bound:g}"
+
+    return _table(
+        ("figure", "SQLite", "PostgreSQL"),
+        ((name, shown(target, "sqlite"), shown(target, "postgresql")) for name, target in TARGETS.items()),
+    )
+
+
 def tree() -> str:
     """Return the tree of errors as the module draws it."""
     drawn = [line for line in (errors.__doc__ or "").splitlines() if re.match(r"AsmError|[├│└]", line)]
@@ -112,6 +126,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "settings": settings,
     "codes": codes,
     "tree": tree,
+    "targets": targets,
     "keys": keys,
     "verbs": verbs,
     "commands": commands,
