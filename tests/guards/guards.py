@@ -191,6 +191,24 @@ GUARDS: Final[dict[str, Guard]] = {
         "[], {})",
         "test_an_end_of_an_older_claim_is_not_taken_for_the_present_one",
     ),
+    "lose: executor": Guard(
+        COORDINATOR,
+        "if (run.claims, run.executor) != (claim, executor):",
+        "if run.claims != claim:",
+        "test_an_attempt_is_lost_with_its_own_executor_only",
+    ),
+    "lose: use up a number that was never claimed": Guard(
+        COORDINATOR,
+        "                tx.runs.void(run_id, claim)\n",
+        "                pass\n",
+        "test_a_number_that_was_taken_over_is_never_claimed",
+    ),
+    "restore: use up the numbers that were granted": Guard(
+        "asm_celery.moves.restore",
+        "        self._void()\n",
+        "",
+        "test_a_number_that_was_granted_before_a_restore_is_never_claimed",
+    ),
     "orphans: two looks": Guard(
         "asm_celery.moves.recovery",
         "in candidates & self._orphans:",
@@ -244,6 +262,12 @@ GUARDS: Final[dict[str, Guard]] = {
         "lease[3] == ARGV[1] and 'held' or 'taken'",
         "'held'",
         "test_a_beat_of_another_executor_renews_nothing",
+    ),
+    "sweep: what has a hash stays": Guard(
+        "sweep.lua",
+        "if redis.call('EXISTS', run_key(run)) == 0 then purge(run, session) end",
+        "purge(run, session)",
+        "test_sweeping_a_session_leaves_what_it_rightly_holds",
     ),
     "gate: open": Guard(
         "promote.lua",

@@ -413,6 +413,46 @@ def test_a_beat_of_another_executor_renews_nothing(world: World) -> None:
     assert {run_id: "taken"} == world.runtime.queue.renew("another", {run_id: 1})
 
 
+def test_an_attempt_is_lost_with_its_own_executor_only(world: World) -> None:
+    """An observer's late verdict on one executor says nothing of another."""
+    run_id = world.submit(world.session())
+    world.start(executor="alive")
+
+    assert world.runtime.coordinator.lose(run_id, 1, "another", message="it was silent") is None
+
+    assert RunStatus.RUNNING == world.run(run_id).status
+
+
+def test_a_number_that_was_taken_over_is_never_claimed(world: World) -> None:
+    """An executor that slept between its lease and its claim finds the number used up."""
+    run_id = world.submit(world.session())
+
+    assert world.runtime.coordinator.lose(run_id, 1, "asleep", message="it was silent") is None
+
+    assert not claims(world, run_id, 1)
+
+
+def test_a_number_that_was_granted_before_a_restore_is_never_claimed(world: World) -> None:
+    """Redis forgot who had begun it, and grants its slot anew."""
+    run_id = world.submit(world.session())
+    with redis.Redis.from_url(world.config.redis_url) as client:
+        client.delete(f"{world.config.keys.root}gate")
+    world.tick()
+
+    assert not claims(world, run_id, 1)
+
+
+def test_sweeping_a_session_leaves_what_it_rightly_holds(world: World) -> None:
+    """A lease that was granted a moment after the look is no stray."""
+    session = world.session()
+    run_id = world.submit(session)
+    world.start()
+
+    world.runtime.queue.sweep("active", session.session_id)
+
+    assert [run_id] == [held.run_id for held in world.runtime.queue.observe()]
+
+
 def test_a_cold_redis_grants_nothing(world: World) -> None:
     """The gate: empty, it could grant what runs already, beyond every limit."""
     session = world.session()
