@@ -14,6 +14,9 @@ from typing import Final
 from asm_celery.errors import InvalidEventType, InvalidStatus, InvalidTransition
 from asm_celery.showing import shown
 
+LONGEST_BACKOFF_S: Final = 72.0
+"""No attempt waits longer for its turn: what is due later was written by a clock that has jumped, and is due."""
+
 
 class RunStatus(StrEnum):
     """Where a run is; the last five are terminal."""

@@ -20,13 +20,11 @@ from asm_celery.model import Event, Run, Session
 from asm_celery.moves.outcome import Outcome, columns_of, lost, requeued_event, told_of
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
-from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
+from asm_celery.states import LONGEST_BACKOFF_S, STARTABLE, STOPPED_STATUS, EventType, RunStatus
 from asm_celery.store.faults import retried
 from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
-
-_LONGEST_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,9 +288,9 @@ class Coordinator:
         return ended
 
     def _backoff(self, attempt: int) -> float:
-        delay = min(_LONGEST_BACKOFF_S, self._config.retry_backoff_s * 2 ** (max(attempt, 1) - 1))
+        longest, first = LONGEST_BACKOFF_S / 1.2, self._config.retry_backoff_s
         # jitter: runs that failed together do not all come back together
-        return float(delay * random.uniform(0.8, 1.2))
+        return float(min(longest, first * 2 ** (max(attempt, 1) - 1)) * random.uniform(0.8, 1.2))
 
 
 def _is_held(run: Run, claim: Claim) -> bool:

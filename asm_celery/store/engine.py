@@ -25,9 +25,11 @@ WRITER_PATIENCE_S: Final = 15.0
 """How long SQLite's one write lock is waited for."""
 # the longest sleep between two looks at it
 _LONGEST_TURN_S: Final = 0.005
-# PostgreSQL ends what holds a lock for longer: a client frozen inside a transaction, a runaway query.
+# PostgreSQL ends what holds a lock for longer: a client frozen inside a transaction, a runaway query; and a
+# client whose machine is gone, which by its own defaults it would notice after two hours.
 _POSTGRES_LIMITS: Final = (
-    "-c lock_timeout=5000 -c statement_timeout=15000 -c idle_in_transaction_session_timeout=5000"
+    "-c lock_timeout=5000 -c statement_timeout=15000 -c idle_in_transaction_session_timeout=5000 "
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=2"
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Integer, Text, bindparam, func, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from asm_celery.states import RunStatus
+from asm_celery.states import LONGEST_BACKOFF_S, RunStatus
 from asm_celery.store.kept import Kept
 from asm_celery.store.tables import instant_in, is_open, runs, sessions
 
@@ -27,7 +27,12 @@ _RUN_ID = runs.c.run_id == bindparam("p_run_id", type_=Text)
 _WAITS = runs.c.status == _PENDING
 # the fence
 _HELD = (runs.c.status == _RUNNING) & (runs.c.claims == bindparam("p_claim", type_=Integer))
-_IS_DUE = or_(runs.c.not_before.is_(None), runs.c.not_before <= instant_in(0))
+_IS_DUE = or_(
+    runs.c.not_before.is_(None),
+    runs.c.not_before <= instant_in(0),
+    # SQLite has no clock of its own, and a writer's may have jumped
+    runs.c.not_before > instant_in(round(LONGEST_BACKOFF_S * 1_000_000)),
+)
 _AT_POSITION = runs.c.event_position == bindparam("p_position", type_=BigInteger)
 _NEW_POSITION = bindparam("p_new_position", type_=BigInteger)
 _IN_SHIFT = instant_in(bindparam("p_shift", type_=BigInteger))

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, func, selec
 
 from asm_celery.codec import decode
 from asm_celery.model import Run
-from asm_celery.states import TERMINAL, RunStatus, StopKind
+from asm_celery.states import LONGEST_BACKOFF_S, TERMINAL, RunStatus, StopKind
 from asm_celery.store.kept import Kept
 from asm_celery.store.tables import events, has_status, instant_in, is_open, runs, session_counters, sessions
 
@@ -275,6 +275,11 @@ def to_run(row: Row[Any]) -> Run:
     )
 
 
+def _waits_ms(waits_us: int | None) -> int:
+    waits_ms = max(0, -(-int(waits_us or 0) // 1000))
+    return waits_ms if waits_ms <= LONGEST_BACKOFF_S * 1000 else 0
+
+
 def _open_run(row: Row[Any]) -> OpenRun:
     return OpenRun(
         run_id=row.run_id,
@@ -285,7 +290,7 @@ def _open_run(row: Row[Any]) -> OpenRun:
         claims=row.claims,
         executor=row.executor,
         queue=row.queue,
-        waits_ms=max(0, -(-int(row.waits or 0) // 1000)),
+        waits_ms=_waits_ms(row.waits),
         slots=row.max_concurrent_runs,
         state=row.state,
         state_version=row.state_version,

@@ -89,6 +89,12 @@ GUARDS: Final[dict[str, Guard]] = {
         MOVES, "        runs.c.claims == claim - 1,\n", "", "test_a_claim_names_the_next_number"
     ),
     "claim: due": Guard(MOVES, "        _IS_DUE,\n", "", "test_a_run_in_back_off_is_not_claimed"),
+    "claim: a due time that cannot be": Guard(
+        MOVES,
+        "    runs.c.not_before > instant_in(round(LONGEST_BACKOFF_S * 1_000_000)),\n",
+        "",
+        "test_a_back_off_that_a_jumped_clock_has_written_is_over",
+    ),
     "claim: order and slots": Guard(
         MOVES, "        lower < slots,\n", "", "test_a_run_behind_an_open_one_is_not_claimed"
     ),

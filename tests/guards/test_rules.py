@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from asm_celery.errors import (
     StorageConnectionFailed,
     StorageError,
 )
-from asm_celery.model import Event, Session
+from asm_celery.model import Event, Session, now
 from asm_celery.moves.coordinator import Claim
 from asm_celery.moves.promotion import entries_of, line_of
 from asm_celery.queue.run_queue import Entry, Held, Line
@@ -195,6 +196,17 @@ def test_a_run_in_back_off_is_not_claimed(world: World) -> None:
     world.finish(world.start(), RunStatus.FAILED, error={"code": "x"})
 
     assert not claims(world, run_id, 2)
+
+
+def test_a_back_off_that_a_jumped_clock_has_written_is_over(world: World) -> None:
+    """SQLite takes the time of whoever writes; no back-off is as long as an hour."""
+    run_id = world.submit(world.session(), max_attempts=2)
+    world.finish(world.start(), RunStatus.FAILED, error={"code": "x"})
+    write(world, run_id, not_before=now() + timedelta(hours=1))
+
+    with world.runtime.store.read() as tx:
+        assert [0] == [run.waits_ms for run in tx.runs.open_page(run_ids=[run_id])]
+    assert claims(world, run_id, 2)
 
 
 def test_a_run_behind_an_open_one_is_not_claimed(world: World) -> None:

@@ -45,6 +45,16 @@ def test_rows_are_those_of_sqlalchemy(connection: Any, count: int, is_listened_t
     assert is_listened_to == bool(heard)
 
 
+def test_many_rows_are_one_statement_for_a_server(connection: Any) -> None:
+    """A client frozen between several would hold its locks for ever: a server does not time what is to come."""
+    is_many: list[bool] = []
+    event.listen(connection, "before_cursor_execute", lambda *what: is_many.append(what[5]))
+
+    _INSERT.each(connection, [_row(number) for number in range(3)])
+
+    assert [connection.dialect.name == "sqlite"] == is_many
+
+
 def test_what_was_written_is_in_the_connections_transaction(connection: Any) -> None:
     """It begins one where there is none, so a rollback takes it back."""
     _INSERT.each(connection, [_row(1)])
