@@ -283,9 +283,15 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "gate: of this server process": Guard(
         "gate.lua",
-        "return named and named == server_id()",
-        "return named",
+        "return named and named == server_id() and",
+        "return named and",
         "test_a_gate_of_another_server_process_is_closed",
+    ),
+    "gate: the leases are all there": Guard(
+        "gate.lua",
+        " and redis.call('ZCARD', LEASES) >= redis.call('SCARD', ACTIVE)",
+        "",
+        "test_a_redis_that_lost_its_leases_grants_nothing",
     ),
     "restore: one at a time": Guard(
         "begin_restore.lua",

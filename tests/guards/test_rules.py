@@ -487,6 +487,23 @@ def test_a_gate_of_another_server_process_is_closed(world: World) -> None:
     assert "mine" == world.runtime.queue.begin_restore("r", hold_s=1)
 
 
+def test_a_redis_that_lost_its_leases_grants_nothing(world: World) -> None:
+    """Evicted, the set of leases would count as none; the restore writes it again."""
+    world.runtime.limiter.set_limits(max_parallel_runs=2)
+    running = [world.submit(world.session()) for _ in range(2)]
+    for _ in running:
+        world.start()
+    with redis.Redis.from_url(world.config.redis_url) as client:
+        client.delete(f"{world.config.keys.root}leases")
+
+    world.submit(world.session())
+    assert [] == world.bells.rung
+    world.tick()
+
+    assert sorted(running) == sorted(held.run_id for held in world.runtime.queue.observe())
+    assert [] == world.bells.rung
+
+
 def test_one_restorer_restores(world: World) -> None:
     """The right to restore has one owner, and only the owner opens the gate."""
     queue = world.runtime.queue

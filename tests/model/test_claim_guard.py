@@ -17,7 +17,7 @@ from asm_celery.store.tables import runs
 from tests.model.state import DONE, PENDING, RUNNING, Row, claim_guards, is_open
 from tests.world import World
 
-_FUTURE = datetime.now(UTC) + timedelta(hours=1)
+_BACK_OFF = timedelta(minutes=1)
 
 
 class _Undo(Exception):
@@ -63,7 +63,7 @@ def _write(tx: Transaction, run_id: str, row: Row) -> None:
             status="completed" if row.status == DONE else row.status,
             claims=row.claims,
             ended_at=ended,
-            not_before=_FUTURE if row.waits else None,
+            not_before=datetime.now(UTC) + _BACK_OFF if row.waits else None,
         )
     )
 

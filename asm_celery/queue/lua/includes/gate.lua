@@ -4,9 +4,11 @@
 local function server_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
 end
+-- Each session that is active holds a lease or more: with fewer leases the semaphore was lost, and what it
+-- counted would be granted anew, beyond every limit.
 local function gate_open()
   local named = redis.call('GET', GATE)
-  return named and named == server_id()
+  return named and named == server_id() and redis.call('ZCARD', LEASES) >= redis.call('SCARD', ACTIVE)
 end
 -- An operator's hold is another thing: Redis is warm, and still nothing is promoted.
 local function is_held()
