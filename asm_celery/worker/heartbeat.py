@@ -147,7 +147,8 @@ class Heartbeat:
             self._executor, {run_id: attempt.number for run_id, attempt in held.items()}
         )
         self._unknown = answer.unknown
-        if held and not answer.unknown:
+        if held:
+            # also where a lease is unknown: nobody can take over what is not there, and it is renewed when it is
             self._fence.confirm(Witness.REDIS, at)
         for run_id in answer.taken:
             held[run_id].stop(LOST)

@@ -220,7 +220,11 @@ class Follower(threading.Thread):
     def end(self, target: int) -> None:
         """Wait until it has received this sequence; say so, or that it is stuck."""
         self._target = target
-        self.join(PATIENCE_S)
+        seen = -1
+        while self.is_alive() and seen != self._last:
+            # who is slow, and began again from the first event, is not stuck
+            seen = self._last
+            self.join(PATIENCE_S / 3)
         if self.is_alive():
             self._lost_patience.set()
             text = (

@@ -67,9 +67,9 @@ def deaf_agent(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[float]:
 
 @fault("work", bound_s=QUIET_S)
 def interpreter_held_briefly(stage: Stage, dice: random.Random, hit: Hit) -> Iterator[float]:
-    """Have agents hold the interpreter for about a second: nobody may call them dead."""
+    """Have agents hold the interpreter for about half a second: nobody may call them dead."""
     server = stage.session(max_concurrent_runs=2)
-    runs = [stage.submit(server, {"do": "hold_gil", "millions": 20}) for _ in range(2)]
+    runs = [stage.submit(server, {"do": "hold_gil", "millions": 8}) for _ in range(2)]
     yield 1.0
     stage.waited(lambda: all(map(stage.has_ended, runs)), 30.0)
 
