@@ -57,7 +57,10 @@ class Link:
     async def close(self) -> None:
         """Listen no more, and cut every connection."""
         self._server.close()
-        self._reset()
+        # a connection is gone when its transport has said so, in a later turn of the loop
+        while self._halves:
+            self._reset()
+            await asyncio.sleep(0.001)
         await self._server.wait_closed()
 
     def set(self, mode: Mode) -> None:

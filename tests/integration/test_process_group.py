@@ -102,7 +102,8 @@ def test_a_stop_in_the_middle_of_the_start_leaves_nothing(
         group.__enter__()
 
     word.wait_gone()
-    assert 128 + signal.SIGKILL == group.exit_code
+    # killed before its gate, or it found the gate closed for ever
+    assert group.exit_code in (128 + signal.SIGKILL, 127)
 
 
 def test_a_stop_in_the_middle_of_the_end_leaves_nothing(word: Word, monkeypatch: pytest.MonkeyPatch) -> None:
