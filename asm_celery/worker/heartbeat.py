@@ -95,7 +95,9 @@ class Heartbeat:
         for name, target in (
             ("asm-tick", self._ticks),
             ("asm-beat", lambda: self._pulse(self.beat, self.record)),
-            ("asm-renew", lambda: self._pulse(self.announce, self.renew)),
+            ("asm-renew", lambda: self._pulse(self.renew)),
+            # by itself: the first one asks SQL, which may hang, and leases are renewed meanwhile
+            ("asm-announce", lambda: self._pulse(self.announce)),
             ("asm-deadline", self._deadlines),
             ("asm-repair", self._repairs),
         ):
