@@ -53,6 +53,7 @@ def test_cancelled_is_final(desk_on_each: Desk, late: str) -> None:
     """SS-84, SS-85: whatever comes late, the run is cancelled, once; a late result is kept as output."""
 
     def agent(ctx: Any, given: Any) -> Any:
+        desk_on_each.gates.open("entered")
         desk_on_each.gates.of("leave").wait(20)
         if late == "error":
             raise RuntimeError("broken off")
@@ -63,7 +64,8 @@ def test_cancelled_is_final(desk_on_each: Desk, late: str) -> None:
     server = desk_on_each.start("deaf")
     desk_on_each.work()
     run_id = server.submit_run(7)
-    desk_on_each.running(server)
+    # claimed and not yet entered, it would never be entered
+    assert desk_on_each.gates.of("entered").wait(20)
     server.cancel_run(run_id)
 
     desk_on_each.gates.open("leave")
