@@ -20,7 +20,7 @@ from asm_celery.events.log import EventLog
 from asm_celery.model import new_id
 from asm_celery.moves.comparison import Comparison
 from asm_celery.moves.coordinator import Coordinator
-from asm_celery.moves.promotion import Promoter, entries_of, line_of
+from asm_celery.moves.promotion import Promoter
 from asm_celery.moves.restore import Restore
 from asm_celery.moves.silence import Silence
 from asm_celery.moves.stopping import Stopper
@@ -115,13 +115,12 @@ class Recovery:
         return Renewal(taken=taken, unknown=unknown)
 
     def record(self, run_ids: set[str]) -> None:
-        """Record anew in Redis what it does not know, as after it was emptied; one read, a script a run."""
+        """Record anew in Redis what it does not know, as after it was emptied; one read, a script a session."""
         if not run_ids:
             return
         with self._log.store.read() as tx:
             lost = tx.runs.open_page(run_ids=sorted(run_ids))
-        for run in lost:
-            self._promoter.queue.enqueue(line_of(run), entries_of([run]))
+        self._restore.write(lost)
 
     def announce(self, executor: str, worker: str, slots: int, queues: Sequence[str]) -> None:
         """Say how many runs this executor can take from which Celery queues (0: none any more).

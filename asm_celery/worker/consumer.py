@@ -35,14 +35,13 @@ class DoorbellConsumer(Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        task: Any = self.app.tasks[TASK]
-        loop, life = self.loop, task.life
+        loop = self.loop
 
         def outlive(*parts: Any) -> Any:
             try:
                 return loop(*parts)
             except _MISREAD as cause:
-                life.on_message()
+                self._life.on_message()
                 # kombu's transport read what is no message at all: it is off the list by now, and a new
                 # connection goes on behind it
                 log.warning("the broker held what is no message: %s", shown(cause, 200))
@@ -50,14 +49,17 @@ class DoorbellConsumer(Consumer):
 
         self.loop = outlive
 
+    @property
+    def _life(self) -> Any:
+        task: Any = self.app.tasks[TASK]
+        return task.life
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return what hears each message: Celery's handler, for a doorbell and for others' tasks."""
         handle = super().create_task_handler(*args, **kwargs)
 
-        task: Any = self.app.tasks[TASK]
-
         def on_message(message: Any) -> None:
-            task.life.on_message()
+            self._life.on_message()
             try:
                 if _is_welcome(message):
                     handle(message)
