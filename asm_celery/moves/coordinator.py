@@ -7,20 +7,18 @@ dead can do no harm.  Order of work in each move: SQL, then Redis, then the door
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asm_celery.codec import encode
 from asm_celery.config import Config
 from asm_celery.errors import CoordinationUnavailable
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
-from asm_celery.moves.outcome import Outcome, columns_of, lost, requeued_event, told_of
+from asm_celery.moves.outcome import Outcome, as_asked, backoff_s, columns_of, lost, requeued_event, told_of
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, terminal_event
-from asm_celery.states import LONGEST_BACKOFF_S, STARTABLE, STOPPED_STATUS, EventType, RunStatus
+from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
 from asm_celery.store.faults import retried
 from asm_celery.store.sessions import AgentTerms
 
@@ -104,6 +102,23 @@ class Coordinator:
         self.give_back(run_id, claim, executor)
         return None
 
+    def still_holds(self, claim: Claim) -> bool:
+        """Renew the lease of a claim; False: it was taken over.  One script, and a read where Redis does not know it.
+
+        Raises:
+            CoordinationUnavailable: nobody can say.
+            StorageConnectionFailed: Redis does not know it, and SQL cannot say; call again.
+
+        Guarantee: when it is True, its silence counts anew for all who watch it.
+        """
+        run_id = claim.run.run_id
+        word = self._promoter.queue.renew(claim.executor, {run_id: claim.number})[run_id]
+        if word != "unknown":
+            return word == "held"
+        # Redis was emptied, and nobody can take over what is not there; or its taker has ended the run already
+        with self._log.store.read() as tx:
+            return tx.runs.nonce_of(run_id) == claim.nonce
+
     @retried
     def append(self, claim: Claim, events: list[Event], position: int) -> int:
         """Store events of the attempt; returns the new position, `position` + how many.
@@ -121,7 +136,8 @@ class Coordinator:
                 tx.append(claim.run.session_id, events)
                 return after
             run = tx.runs.get(run_id)
-            if run is not None and _is_held(run, claim) and run.event_position == after:
+            now = None if run is None else (run.status, run.claims, run.event_position)
+            if now == (RunStatus.RUNNING, claim.number, after):
                 return after
             raise lost(claim.run.run_id, claim.number, run)
 
@@ -261,7 +277,7 @@ class Coordinator:
         values = columns_of(outcome, self._config)
         is_handed_back = outcome.status is RunStatus.PENDING
         if is_handed_back or (outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts):
-            delay_s = 0.0 if is_handed_back else self._backoff(run.attempt)
+            delay_s = 0.0 if is_handed_back else backoff_s(run.attempt, self._config)
             again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, counts=not is_handed_back, **place)
             if again is not None:
                 tx.append(run.session_id, [*events, requeued_event(again, outcome, delay_s)])
@@ -276,22 +292,9 @@ class Coordinator:
             if asked is None or asked.stop_requested is None:
                 return None
             status = STOPPED_STATUS[asked.stop_requested]
-            if asked.stop_reason == "run_timeout":
-                error = {"code": "run_timeout", "message": f"the run took longer than {run.run_timeout:g} s"}
-                values["error"] = encode(error, what="the error", max_bytes=1 << 20)
-            elif status is not RunStatus.TIMEOUT:
-                values["error"] = None
+            values |= as_asked(asked, status)
             ended = tx.runs.finish(run.run_id, claim, status, unless_stopped=False, **place, **values)
         if ended is None:
             return None
         tx.append(run.session_id, [*events, terminal_event(ended, told_of(ended, values))])
         return ended
-
-    def _backoff(self, attempt: int) -> float:
-        longest, first = LONGEST_BACKOFF_S / 1.2, self._config.retry_backoff_s
-        # jitter: runs that failed together do not all come back together
-        return float(min(longest, first * 2 ** (max(attempt, 1) - 1)) * random.uniform(0.8, 1.2))
-
-
-def _is_held(run: Run, claim: Claim) -> bool:
-    return run.status is RunStatus.RUNNING and run.claims == claim.number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from asm_celery.codec import encode
 from asm_celery.config import Config
 from asm_celery.errors import LeaseLost
 from asm_celery.model import Event, Run
-from asm_celery.states import EventType, RunStatus
+from asm_celery.states import LONGEST_BACKOFF_S, EventType, RunStatus
 
 # A terminal event carries the output too when it is small: a page that follows needs no second read.
 _SMALL_OUTPUT: Final = 16 * 1024
@@ -48,6 +49,14 @@ def columns_of(outcome: Outcome, config: Config) -> dict[str, Any]:
     }
 
 
+def as_asked(run: Run, status: RunStatus) -> dict[str, str | None]:
+    """Return the columns in which the end of a run that was asked to stop differs from its outcome's."""
+    if run.stop_reason == "run_timeout":
+        error = {"code": "run_timeout", "message": f"the run took longer than {run.run_timeout:g} s"}
+        return {"error": encode(error, what="the error", max_bytes=1 << 20)}
+    return {} if status is RunStatus.TIMEOUT else {"error": None}
+
+
 def told_of(run: Run, values: dict[str, Any]) -> dict[str, object]:
     """Return the data of a run's terminal event."""
     told: dict[str, object] = {"reason": run.stop_reason}
@@ -82,6 +91,13 @@ def requeued_event(run: Run, outcome: Outcome, delay_s: float) -> Event:
         attempt=run.attempt,
         provider=run.agent,
     )
+
+
+def backoff_s(attempt: int, config: Config) -> float:
+    """Return how long a run waits after the failure of this attempt: doubling, and at most LONGEST_BACKOFF_S."""
+    longest, first = LONGEST_BACKOFF_S / 1.2, config.retry_backoff_s
+    # jitter: runs that failed together do not all come back together
+    return float(min(longest, first * 2 ** (max(attempt, 1) - 1)) * random.uniform(0.8, 1.2))
 
 
 def lost(run_id: str, claim: int, run: Run | None) -> LeaseLost:

@@ -34,7 +34,8 @@ class Attempt:
     Attributes:
         run_id, number: the run and the claim number it is executed under.
         claim: the claim, once there is one.
-        entered_at: when its doorbell came, on this process's monotonic clock.
+        vouched_at: what its silence counts from before its first renewal, on this process's monotonic clock: when
+            its doorbell came, or, if its claim came late, when Redis was asked for its lease.
         deadline: on this process's monotonic clock; None without a `run_timeout`.
         grace_s: how long the agent may take to leave after a stop was asked for.
         reach: the agent's code, as what an exception can be raised in.
@@ -48,7 +49,7 @@ class Attempt:
         self.run_id = run_id
         self.number = number
         self.claim: Claim | None = None
-        self.entered_at = time.monotonic()
+        self.vouched_at = time.monotonic()
         self.deadline: float | None = None
         self.grace_s = 0.0
         self.reach = Reach()

@@ -15,12 +15,19 @@ from typing import Final, TypeVar
 
 from asm_celery.agent import AgentRegistry, AgentSpec
 from asm_celery.config import Config
-from asm_celery.errors import AgentNotFound, AsmError, LeaseLost, StopRun, StorageConnectionFailed
+from asm_celery.errors import (
+    AgentNotFound,
+    AsmError,
+    CoordinationUnavailable,
+    LeaseLost,
+    StopRun,
+    StorageConnectionFailed,
+)
 from asm_celery.model import new_id
 from asm_celery.moves.coordinator import Claim, Coordinator
 from asm_celery.moves.outcome import Outcome
 from asm_celery.worker.attempt import SHUTDOWN, Attempt, Attempts
-from asm_celery.worker.backoff import delays
+from asm_celery.worker.backoff import patiently
 from asm_celery.worker.body import run_body
 from asm_celery.worker.context import History, RunContext
 from asm_celery.worker.emitter import Emitter
@@ -97,7 +104,7 @@ class Executor:
 
         Guarantee: no exception of an agent leaves this method.  If the process dies in here, the lease
         runs out and recovery decides; a run whose agent was entered is never entered again under the
-        same claim.
+        same claim, nor at all when Redis says that its lease was taken over before the claim was answered.
         """
         while True:
             attempt = self._attempts.enter(run_id, number)
@@ -139,19 +146,41 @@ class Executor:
         what = attempt.run_id, attempt.number, self.name, nonce
         try:
             try:
-                return moves.start(*what, knows=self._registry.get)
+                claim = moves.start(*what, knows=self._registry.get)
             except StorageConnectionFailed:
                 # left now, a run that is ours after all would end as lost, and its agent was never entered
-                return _patiently(
-                    lambda: moves.recall(*what),
-                    STORE_PATIENCE_S,
-                    what="a claim",
-                    leaves=lambda: attempt.stop_kind,
-                )
+                claim = _claiming(attempt, lambda: moves.recall(*what))
+            return claim if claim is not None and self._still_holds(attempt, claim) else None
         except AsmError as cause:
             # whatever was half done is known to Redis or SQL: the bell is rung again
             log.warning("run=%s claim=%s was not started: %s", attempt.run_id, attempt.number, cause)
             return None
+
+    def _still_holds(self, attempt: Attempt, claim: Claim) -> bool:
+        """Renew the lease of a claim that came late; False: it was taken over, and must not be entered.
+
+        A quick claim asks nobody.
+        """
+        # Nobody renews a lease whose claim hangs in SQL.  Half a beat and the one until its first renewal are less
+        # than the fence allows with the shortest lease, of three beats; after more than that it might end this
+        # process for a silence that the next beat ends, and another may be taking the run over.
+        if time.monotonic() - attempt.vouched_at <= self._config.beat_s / 2:
+            return True
+
+        def renew() -> bool:
+            # before it is asked: the answer may be late too, and others count from what they saw
+            asked_at = time.monotonic()
+            if not self._coordinator.still_holds(claim):
+                log.info("run=%s claim=%s came late and was taken over", attempt.run_id, attempt.number)
+                return False
+            attempt.vouched_at = asked_at
+            return True
+
+        try:
+            return _claiming(attempt, renew)
+        except CoordinationUnavailable:
+            # Redis cannot vouch: the fence judges
+            return True
 
     def _execute(self, attempt: Attempt, claim: Claim) -> str | None:
         spec = self._registry.get(claim.run.agent)
@@ -230,9 +259,9 @@ class Executor:
         moves, position = self._coordinator, left.position
         try:
             if left.unsettled:
-                position = _patiently(lambda: moves.append(claim, left.unsettled, left.position), patience_s)
+                position = patiently(lambda: moves.append(claim, left.unsettled, left.position), patience_s)
             try:
-                ended = _patiently(lambda: moves.finish(claim, outcome, left.events, position), patience_s)
+                ended = patiently(lambda: moves.finish(claim, outcome, left.events, position), patience_s)
             except (LeaseLost, StorageConnectionFailed):
                 raise
             except AsmError as cause:
@@ -248,29 +277,10 @@ class Executor:
         return None
 
 
+def _claiming(attempt: Attempt, ask: Callable[[], T]) -> T:
+    """Ask SQL about a claim until it answers, or the attempt is to stop."""
+    return patiently(ask, STORE_PATIENCE_S, what="a claim", leaves=lambda: attempt.stop_kind)
+
+
 def _dropped(claim: Claim) -> None:
     log.info("run=%s attempt=%s was taken over, its end is dropped", claim.run.run_id, claim.run.attempt)
-
-
-def _patiently(
-    act: Callable[[], T],
-    patience_s: float,
-    *,
-    what: str = "the end of a run",
-    leaves: Callable[[], object] = lambda: None,
-) -> T:
-    """Do it again while the database is away, with growing pauses.
-
-    Raises the database's error when patience ends, or `leaves` says something.
-    """
-    until = time.monotonic() + patience_s
-    for tries, pause in enumerate(delays()):
-        try:
-            return act()
-        except StorageConnectionFailed as cause:
-            if time.monotonic() + pause > until or leaves():
-                raise
-            if tries == 0:
-                log.warning("%s waits, the database is away: %s", what, cause)
-        time.sleep(pause)
-    raise AssertionError("delays never ends")

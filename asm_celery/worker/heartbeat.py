@@ -163,8 +163,8 @@ class Heartbeat:
         """Stop what executes here when no witness has heard us for so long that others will take it over."""
         here = [one for one in self._attempts.all() if one.claim is not None and not one.has_left(0)]
         for attempt in here:
-            # its claim was an answer of SQL's too
-            self._fence.confirm(Witness.SQL, attempt.entered_at)
+            # its claim was an answer of SQL's too, and Redis was asked behind one that came late
+            self._fence.confirm(Witness.SQL, attempt.vouched_at)
         verdict = self._fence.look()
         if verdict is Verdict.STAY or not here:
             return

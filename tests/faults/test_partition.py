@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.engine import make_url
 
 from asm_celery import AgentSessions
@@ -101,8 +103,7 @@ def test_a_worker_cut_off_from_one_store_keeps_its_run(
     link: Link = getattr(remote, store)
 
     link.set(Mode.HOLE)
-    until = time.monotonic() + 3 * CLOCKS["lease_s"]
-    wait_until(lambda: time.monotonic() > until, description="three leases have passed")
+    _let_pass(3 * CLOCKS["lease_s"])
     link.set(Mode.PASS)
     gate.open()
 
@@ -110,6 +111,46 @@ def test_a_worker_cut_off_from_one_store_keeps_its_run(
     assert (RunStatus.COMPLETED, 1) == (result.status, result.attempts)
     assert [run_id] == ledger.entered()
     assert "taken over" not in observer.log
+
+
+def test_a_worker_whose_claim_sql_answers_late_keeps_its_run(
+    asm: AgentSessions, config: Config, worker: StartWorker, gate: Gate, ledger: Ledger
+) -> None:
+    """While the claim hangs nobody renews its lease; Redis vouches again before the agent is entered."""
+    server = asm.start_session("gate")
+    run_id = server.submit_run({"gate": str(gate), "value": "once"}, max_attempts=2)
+    with _locked(config, "SELECT 1 FROM runs FOR UPDATE") as claims:
+        # it is judged before its first renewal, and silent for most of a lease while nobody looks for that
+        worker(pool="prefork", concurrency=1, **{**CLOCKS, "beat_s": 1.3, "repair_s": 60.0})
+        wait_until(asm._runtime().queue.observe, description="its lease has begun")
+        with _locked(config, "LOCK TABLE executors IN EXCLUSIVE MODE"):
+            _let_pass(0.8 * CLOCKS["lease_s"])
+            claims.rollback()
+            wait_until(ledger.entered, description="it is in flight")
+            _let_pass(1.0)
+
+            assert not _has_ended(ledger.entries()[0].pid)
+    gate.open()
+    result = server.await_run(run_id, timeout=60)
+    assert (RunStatus.COMPLETED, 1) == (result.status, result.attempts)
+    assert [run_id] == ledger.entered()
+
+
+@contextmanager
+def _locked(config: Config, statement: str) -> Iterator[Connection]:
+    """Make SQL hang for who needs what a statement locks, until the connection is rolled back."""
+    engine = create_engine(config.database_url)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _let_pass(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() > until, description=f"{seconds:g} s have passed")
 
 
 def _has_ended(pid: int) -> bool:

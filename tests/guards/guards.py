@@ -116,6 +116,18 @@ GUARDS: Final[dict[str, Guard]] = {
         "True",
         "test_a_claim_of_another_delivery_is_not_taken_for_ones_own",
     ),
+    "late claim: taken over": Guard(
+        COORDINATOR,
+        'return word == "held"',
+        "return True",
+        "test_a_claim_whose_lease_was_taken_over_is_not_held",
+    ),
+    "late claim: ended by its taker": Guard(
+        COORDINATOR,
+        "tx.runs.nonce_of(run_id) == claim.nonce",
+        "True",
+        "test_a_claim_whose_run_was_ended_meanwhile_is_not_held",
+    ),
     # how a run is stopped, in SQL
     "stop: running": Guard(
         MOVES,

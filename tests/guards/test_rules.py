@@ -425,6 +425,26 @@ def test_a_beat_of_another_executor_renews_nothing(world: World) -> None:
     assert {run_id: "taken"} == world.runtime.queue.renew("another", {run_id: 1})
 
 
+def test_a_claim_whose_lease_was_taken_over_is_not_held(world: World) -> None:
+    """Who gets its answer late hears it before the agent is entered."""
+    world.submit(world.session())
+    claim = world.start()
+    [lease] = world.runtime.queue.observe()
+    world.runtime.queue.take_over(lease, "observer")
+
+    assert not world.runtime.coordinator.still_holds(claim)
+
+
+def test_a_claim_whose_run_was_ended_meanwhile_is_not_held(world: World) -> None:
+    """Redis has forgotten it then, as if it had been emptied: SQL tells the two apart."""
+    world.submit(world.session())
+    claim = world.start()
+    [lease] = world.runtime.queue.observe()
+    world.runtime.recovery.take_over(lease)
+
+    assert not world.runtime.coordinator.still_holds(claim)
+
+
 def test_an_attempt_is_lost_with_its_own_executor_only(world: World) -> None:
     """An observer's late verdict on one executor says nothing of another."""
     run_id = world.submit(world.session())

@@ -17,9 +17,11 @@ from asm_celery.moves.coordinator import Claim
 from asm_celery.moves.recovery import Beat, Renewal
 from asm_celery.states import RunStatus, StopKind
 from asm_celery.worker.attempt import Attempt, Attempts
+from asm_celery.worker.fence import Fence
 from asm_celery.worker.heartbeat import Heartbeat
 from asm_celery.worker.ladder import ThreadPlace
 from asm_celery.worker.pool import Retirement
+from tests.unit.test_silence import Clock
 from tests.waiting import wait_until
 
 
@@ -208,6 +210,29 @@ def test_nothing_is_ended_for_silence_where_nothing_executes() -> None:
     assert (False, None) == (fell.is_set(), attempt.stop_kind)
     it.attempts.leave(attempt)
     it.heartbeat.stop()
+
+
+@pytest.mark.parametrize("is_vouched", [True, False])
+def test_a_claim_that_came_late_is_judged_from_when_redis_was_asked_for_it(
+    it: Beating, is_vouched: bool
+) -> None:
+    """And from its doorbell where Redis was as silent as SQL."""
+    clock, fell = Clock(), threading.Event()
+    it.place.fall = fell.set
+    it.heartbeat._fence = Fence(lease_s=15, look_s=0.5, ask_s=3, clock=clock)
+    late = it.attempt(is_begun=False)
+    late.vouched_at = clock.now
+    for _ in range(26):
+        clock.now += 0.5
+        it.heartbeat.look()
+    assert (False, None) == (fell.is_set(), late.stop_kind)
+
+    if is_vouched:
+        late.vouched_at = clock.now
+    it.attempts.begin(late, claim_of(late.run_id, 1))
+    it.heartbeat.look()
+
+    assert (not is_vouched, None if is_vouched else "lost") == (fell.is_set(), late.stop_kind)
 
 
 def test_a_control_message_stops_only_the_claim_it_names(it: Beating) -> None:
