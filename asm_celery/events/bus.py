@@ -24,6 +24,7 @@ from asm_celery.keys import FORMAT_VERSION, Keys
 from asm_celery.model import Event
 from asm_celery.queue.caller import Message
 from asm_celery.queue.connection import connect
+from asm_celery.queue.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Bus:
     """Publishes what was committed; safe to share by threads."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self._client = client
+        self._wire = Wire(client)
         self._keys = keys
         self._paused_until = 0.0
         self._away = False
@@ -56,7 +57,7 @@ class Bus:
 
     def close(self) -> None:
         """Close the connections; a later use opens them anew."""
-        self._client.close()
+        self._wire.close()
 
     def publish(self, events: Sequence[Event]) -> None:
         """Announce committed events, one message a session, in one round trip.
@@ -105,10 +106,7 @@ class Bus:
         if not messages or began < self._paused_until:
             return
         try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for channel, message in messages:
-                    pipeline.publish(channel, message)
-                pipeline.execute()
+            self._wire.ask(*(("PUBLISH", channel, message) for channel, message in messages))
         except (redis.RedisError, OSError) as cause:
             now = time.monotonic()
             self._paused_until = now + min(max(10 * (now - began), _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)

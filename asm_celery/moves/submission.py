@@ -221,7 +221,7 @@ class Submission:
             # runs on their way out do not keep the one that replaces them from waiting
             depth = tx.runs.count_open(session_id) - len(stops.told)
             refuse_full(session, options.on_busy, depth)
-            placed = self._with_terms(tx, replace(run, position=counter.last_position), options)
+            placed = self._placed(tx, run, counter.last_position, options)
             tx.runs.insert(placed, input_text=text, input_digest=digest(text), metadata=metadata)
             queued = Event.new(
                 EventType.RUN_QUEUED,
@@ -239,12 +239,13 @@ class Submission:
             self._doorkeeper.expect(session_id)
         return placed, counter, stops
 
-    def _with_terms(self, tx: LogTransaction, run: Run, options: SubmitOptions) -> Run:
+    def _placed(self, tx: LogTransaction, run: Run, position: int, options: SubmitOptions) -> Run:
         spec = self._registry.get(run.agent)
         terms = tx.agents.get(run.agent) if spec is None else None
         said = spec or terms or AgentTerms(queue=self._config.default_queue)
         return replace(
             run,
+            position=position,
             queue=said.queue or self._config.default_queue,
             run_timeout=options.run_timeout if options.run_timeout is not None else said.run_timeout,
             queue_timeout=options.queue_timeout,

@@ -17,6 +17,7 @@ from asm_celery.keys import Keys
 from asm_celery.model import Bell, Lease
 from asm_celery.queue.connection import damaged, reaching
 from asm_celery.queue.scripts import source, verbs
+from asm_celery.queue.wire import Wire
 
 # a channel and what is published there
 Message = tuple[str, bytes]
@@ -63,6 +64,7 @@ class Caller:
 
     def __init__(self, client: redis.Redis, keys: Keys, *, url: str = "", bell: Bell | None = None) -> None:
         self._client = client
+        self._wire = Wire(client)
         self._root = keys.root
         self._url = url
         self._scripts = {verb: client.register_script(source(verb, bell)) for verb in verbs()}
@@ -73,22 +75,15 @@ class Caller:
 
     def _call(self, verb: str, *arguments: Any, telling: Sequence[Message] = ()) -> Any:
         script, given = self._scripts[verb], [named(one) for one in arguments]
+        told = [("PUBLISH", channel, message) for channel, message in telling]
         with reaching(self._url):
-            answer = self._told(telling, script.sha, given) if telling else None
-            # unknown to a server that has just started: what was to be published is, by now
-            if answer is None or isinstance(answer, NoScriptError):
+            answer = self._wire.ask(*told, ("EVALSHA", script.sha, 1, self._root, *given))[-1]
+            if isinstance(answer, NoScriptError):
+                # the server has just started; what was to be published is, by now
                 return script(keys=[self._root], args=given)
             if isinstance(answer, Exception):
                 raise answer
             return answer
-
-    def _told(self, telling: Sequence[Message], sha: str, given: Sequence[Any]) -> Any:
-        """Publish, then call a script, in one round trip; returns the script's answer or error only."""
-        with self._client.pipeline(transaction=False) as pipeline:
-            for channel, message in telling:
-                pipeline.publish(channel, message)
-            pipeline.evalsha(sha, 1, self._root, *given)
-            return pipeline.execute(raise_on_error=False)[-1]
 
 
 def loose(value: bytes | str) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, Engine, create_engine, event
 
 from asm_celery.config import Config
 from asm_celery.errors import StorageConnectionFailed
@@ -108,16 +109,20 @@ def begin_immediate(pen: Connection, wait_s: float) -> None:
     the lock again before the others look: a writer among six got it once in six seconds.  Short sleeps of
     random length give everyone a turn.
     """
+    # by the driver itself: the library's execution of it costs as much as a small move's statements
+    driver: Any = pen.connection.dbapi_connection
     until = time.monotonic() + wait_s
     while True:
         try:
-            pen.exec_driver_sql("BEGIN IMMEDIATE")
-            return
-        except exc.OperationalError as cause:
-            pen.rollback()
-            if code_of(cause.orig) != "SQLITE_BUSY" or time.monotonic() > until:
-                raise
+            driver.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as cause:
+            if code_of(cause) != "SQLITE_BUSY" or time.monotonic() > until:
+                # and again by the library, which raises it as an error of its own
+                pen.exec_driver_sql("BEGIN IMMEDIATE")
+                return
         time.sleep(random.uniform(0, _LONGEST_TURN_S))
+    pen.begin()
 
 
 def _warn_of_losses(connection: Any, _record: Any) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from redis.connection import AbstractConnection
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from asm_celery.config import Config
 from asm_celery.model import Event, Session
 from asm_celery.moves.outcome import Outcome
 from asm_celery.states import RunStatus
+from asm_celery.store import database
+from asm_celery.store.engine import begin_immediate
 from tests.documents import DOCS
 from tests.world import World
 
@@ -41,7 +43,12 @@ class Meter:
             self.cost.trips += 1
             return send(connection, command, check_health)
 
+        def begun(pen: Connection, wait_s: float) -> None:
+            self.cost.transactions += 1
+            begin_immediate(pen, wait_s)
+
         monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+        monkeypatch.setattr(database, "begin_immediate", begun)
 
     @contextmanager
     def reading(self) -> Iterator[Cost]:
@@ -49,11 +56,8 @@ class Meter:
         self.cost = Cost()
         yield self.cost
 
-    def _on_statement(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("BEGIN"):
-            self.cost.transactions += 1
-        else:
-            self.cost.statements += 1
+    def _on_statement(self, *_: Any) -> None:
+        self.cost.statements += 1
 
 
 def told() -> dict[str, list[str]]:
