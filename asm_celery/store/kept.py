@@ -35,7 +35,7 @@ class Kept:
     def rows(self, connection: Connection, **values: Any) -> list[Any]:
         """Execute; return all rows.  Values that the statement does not name are left out."""
         text = self._text(connection)
-        return [text.row(row) for row in _execute(connection, text.sql, text.parameters(values))]
+        return [text.row(row) for row in _execute(connection, text, text.parameters(values))]
 
     def each(self, connection: Connection, values: Sequence[dict[str, Any]]) -> None:
         """Insert each of `values`, which name every column of the table; one round trip."""
@@ -44,7 +44,7 @@ class Kept:
             return
         text = self._text(connection)
         if values:
-            _execute(connection, text.sql, [text.parameters(one) for one in values])
+            _execute(connection, text, [text.parameters(one) for one in values])
 
     @cached_property
     def _at_once(self) -> Kept:
@@ -83,6 +83,7 @@ class _Text:
         converts = [binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in self._names]
         self._binding = [(place, convert) for place, convert in enumerate(converts) if convert]
         columns = statement.exported_columns
+        self.has_rows = bool(columns)
         # of what drivers return, only the types of our own mean something else
         self._reading: list[tuple[int, Any]] = [
             (place, column.type.result_processor(dialect, None))
@@ -108,10 +109,9 @@ class _Text:
         return self._make(row)
 
 
-def _execute(connection: Connection, sql: str, parameters: Any) -> list[Any]:
-    if connection._has_events or connection.engine._has_events:
-        # a tracer, or a test, that listens to this connection hears of it
-        told = connection.exec_driver_sql(sql, parameters)
+def _execute(connection: Connection, text: _Text, parameters: Any) -> list[Any]:
+    if _is_heard(connection):
+        told = connection.exec_driver_sql(text.sql, parameters)
         return list(told.all()) if told.returns_rows else []
     if not connection.in_transaction():
         connection.begin()
@@ -120,15 +120,25 @@ def _execute(connection: Connection, sql: str, parameters: Any) -> list[Any]:
     try:
         cursor = driver.cursor()
         if not isinstance(parameters, list):
-            cursor.execute(sql, parameters)
+            cursor.execute(text.sql, parameters)
         elif len(parameters) == 1:
             # for one row a driver's way for many is a longer one
-            cursor.execute(sql, parameters[0])
+            cursor.execute(text.sql, parameters[0])
         else:
-            cursor.executemany(sql, parameters)
-        rows = cursor.fetchall() if cursor.description else []
+            cursor.executemany(text.sql, parameters)
+        # asked of the cursor, it would describe each of its columns
+        rows = cursor.fetchall() if text.has_rows else []
         cursor.close()
     except BaseException as cause:  # noqa: BLE001 - as SQLAlchemy does, it also sees a Ctrl-C and raises it again
         # what it does for its own: names the error, and gives up the connection if it was cut
-        connection._handle_dbapi_exception(cause, sql, parameters, cursor, None)
+        connection._handle_dbapi_exception(cause, text.sql, parameters, cursor, None)
     return rows
+
+
+def _is_heard(connection: Connection) -> bool:
+    """Return whether a tracer, or a test, listens to what this connection executes."""
+    if not (connection._has_events or connection.engine._has_events):
+        return False
+    # an engine with an isolation level of its own has events too, of another kind
+    heard = connection.dispatch
+    return bool(heard.before_cursor_execute or heard.after_cursor_execute)
