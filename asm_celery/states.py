@@ -86,6 +86,8 @@ STOPPED_STATUS: Final[Mapping[StopKind, RunStatus]] = {
 
 # Sessions in these states may start what they hold; a draining one still finishes its line.
 STARTABLE: Final = frozenset({SessionStatus.ACTIVE, SessionStatus.DRAINING})
+# And in these they take new ones.
+ACCEPTING: Final = (SessionStatus.ACTIVE, SessionStatus.PAUSED)
 
 
 class EventType(StrEnum):

@@ -120,6 +120,15 @@ def sqlite_config(
 
 
 @pytest.fixture
+def postgresql_config(
+    request: pytest.FixtureRequest, redis_url: str, postgresql_server: PostgreSQL, tmp_path: Path
+) -> Iterator[Config]:
+    """The same, on PostgreSQL only."""
+    with postgresql_server.database() as url:
+        yield from _installation(request, redis_url, url, tmp_path)
+
+
+@pytest.fixture
 def env(config: Config) -> dict[str, str]:
     """The variables that give a subprocess the same settings."""
     return environment(config)

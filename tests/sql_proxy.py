@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from sqlalchemy.engine import URL, make_url
 
 _CHUNK = 1 << 16
+# the statement that ends a transaction, and those that are one by themselves
+_COMMITS = (b"COMMIT\0", b"WITH moved AS", b"WITH drawn AS")
 
 
 class SqlProxy:
@@ -84,10 +86,11 @@ class SqlProxy:
     def _ask(self, client: socket.socket, server: socket.socket, doomed: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(_CHUNK):
-                mode = self._spend() if b"COMMIT\0" in data else ""
+                mode = self._spend() if any(sign in data for sign in _COMMITS) else ""
                 if mode == "lose_commit":
                     break
-                if mode == "lose_answer":
+                if mode in ("lose_answer", "cut"):
+                    # before the server hears of it, so that no answer overtakes the end of the connection
                     doomed.set()
                 server.sendall(data)
                 if mode == "cut":

@@ -19,8 +19,11 @@ from asm_celery.model import Event, Run, mark_of, with_sequences
 from asm_celery.states import SessionStatus
 from asm_celery.store.database import Store, Transaction
 from asm_celery.store.faults import CommitUnknown, Conflict
+from asm_celery.store.strokes import Strokes
 
 T = TypeVar("T")
+# what a statement answered, and the events it wrote
+Stroke = tuple[T, Sequence[Event]]
 
 
 class _Absent(Exception):
@@ -87,11 +90,17 @@ class LogTransaction:
 
 
 class EventLog:
-    """The durable log of every session."""
+    """The durable log of every session.
+
+    Attributes:
+        has_strokes: whether `at_once` can write here.
+    """
 
     def __init__(self, store: Store, bus: Bus, *, window_s: float = 0.0) -> None:
         self.store = store
         self.bus = bus
+        # on SQLite a transaction has no trips to save, and shares its commit
+        self.has_strokes = store.dialect == "postgresql"
         # PostgreSQL shares the flushes of its connections by itself, and rows of several sessions would be
         # locked for as long as the whole group takes
         shares = window_s > 0 and store.dialect == "sqlite"
@@ -140,6 +149,24 @@ class EventLog:
             return answer
 
         answer: T = self._grouping.settle(self._grouping.enter(noting))
+        self.bus.publish(written)
+        return answer
+
+    def at_once(self, stroke: Callable[[Strokes], Stroke[T] | None]) -> T | None:
+        """Return what a single statement wrote, and publish it; None: nothing happened, go the long way.
+
+        Raises:
+            StorageError: as `transaction`; CommitUnknown: the connection was cut before the answer, and the
+                server may execute it even later.  The caller must make sure of one of both.
+        """
+        try:
+            with self.store.transaction(at_once=True) as transaction:
+                done = stroke(transaction.strokes)
+        except Conflict:
+            return None
+        if done is None:
+            return None
+        answer, written = done
         self.bus.publish(written)
         return answer
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from asm_celery.checks import check_count, check_run_id, check_seconds, check_time, check_words
+from asm_celery.codec import encode
+from asm_celery.config import Config
 from asm_celery.errors import (
     AlreadyExists,
     InvalidOperation,
@@ -18,7 +20,7 @@ from asm_celery.errors import (
 from asm_celery.events.log import LogTransaction
 from asm_celery.model import Event, Session
 from asm_celery.showing import shown
-from asm_celery.states import SessionStatus
+from asm_celery.states import SessionStatus, check_event_type
 
 ON_BUSY: Final = ("enqueue", "reject", "interrupt")
 
@@ -68,6 +70,24 @@ def check_event(event: Event) -> None:
             check_words(getattr(event, what), what=what)
     if event.run_id is not None:
         check_run_id(event.run_id)
+
+
+def check_events(session_id: str, events: list[Event], config: Config) -> None:
+    """Refuse a caller's events unless each can be stored in this session.
+
+    Raises:
+        ValidationError, InvalidEventType, InvalidInput, RunNotFound: names what is wrong.
+    """
+    for event in events:
+        if not isinstance(event, Event) or event.session_id != session_id:
+            raise ValidationError(
+                f"{shown(event)} is not an Event of session {session_id!r}: make it with Event.new",
+                details={"session_id": session_id},
+            )
+        check_event_type(event.type, from_agent=True)
+        check_event(event)
+        encode(event.data, what="event data", max_bytes=config.max_event_bytes)
+        encode(event.metadata, what="event metadata", max_bytes=config.max_metadata_bytes)
 
 
 def refuse_foreign(session_id: str, stored: dict[str, Event]) -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from asm_celery.config import Config
 from asm_celery.errors import CoordinationUnavailable
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
-from asm_celery.moves.outcome import Outcome, as_asked, backoff_s, columns_of, lost, requeued_event, told_of
+from asm_celery.moves import at_once
+from asm_celery.moves.ending import write_end
+from asm_celery.moves.outcome import Outcome, lost
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
-from asm_celery.moves.stopping import Stopper, terminal_event
-from asm_celery.states import STARTABLE, STOPPED_STATUS, EventType, RunStatus
-from asm_celery.store.faults import retried
+from asm_celery.moves.stopping import Stopper
+from asm_celery.states import STARTABLE, EventType, RunStatus
+from asm_celery.store.faults import CommitUnknown, retried
 from asm_celery.store.sessions import AgentTerms
 
 log = logging.getLogger(__name__)
@@ -71,17 +73,32 @@ class Coordinator:
         spare doorbell, a refused claim (already given back) or Redis away (rung again later).
         """
         try:
-            if not self._promoter.queue.begin(run_id, claim, executor, nonce):
+            agent = self._promoter.queue.begin(run_id, claim, executor, nonce)
+            if agent is None:
                 log.info("doorbell of run=%s claim=%s dropped: no such lease waits", run_id, claim)
                 return None
         except CoordinationUnavailable as cause:
             log.warning("doorbell of %s dropped: %s", run_id, cause.message)
             return None
+        unknown = None
+        try:
+            if knows(agent) is not None:
+                started = at_once.start(self._log, run_id, claim, executor, nonce, agent=agent)
+                if started is not None:
+                    run, session = started
+                    return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
+        except CommitUnknown as cut:
+            unknown = cut
         try:
             return self._claim(run_id, claim, executor, nonce, knows)
         except _Lacking as lacking:
             self._give_back_lacking(lacking.run, claim, executor)
         except _Refused:
+            if unknown is not None:
+                # the first try has claimed it, or the server is still about to
+                with self._log.transaction() as tx:
+                    tx.runs.void(run_id, claim)
+                raise unknown from None
             self.give_back(run_id, claim, executor)
         return None
 
@@ -130,6 +147,9 @@ class Coordinator:
             LeaseLost: the run has moved on; the attempt must end, nothing it writes is kept.
         """
         run_id, after = claim.run.run_id, position + len(events)
+        with suppress(CommitUnknown):
+            if at_once.append(self._log, claim.run, claim.number, events, position):
+                return after
 
         def unit(tx: LogTransaction) -> int:
             if tx.runs.advance(run_id, claim.number, position=position, count=len(events)):
@@ -184,7 +204,7 @@ class Coordinator:
             if (run.claims, run.executor) != (claim, executor):
                 return None
             # the signature goes: should the worker live, it must not take this end for its own
-            return self._write_end(tx, run, claim, outcome, [], {"claim_nonce": None})
+            return write_end(tx, self._config, run, claim, outcome, [], {"claim_nonce": None})
 
     def give_back(self, run_id: str, claim: int, executor: str, *, verdict: str = "keep") -> str:
         """Return a lease whose run SQL does not let run now, telling Redis what SQL says of the session.
@@ -252,9 +272,14 @@ class Coordinator:
 
     @retried
     def _end(self, claim: Claim, outcome: Outcome, events: list[Event], position: int) -> Run:
+        with suppress(CommitUnknown):
+            end = at_once.finish(self._log, self._config, claim.run, claim.number, outcome, events, position)
+            if end is not None:
+                return end
+
         def unit(tx: LogTransaction) -> Run:
             place = {"position": position, "count": len(events)}
-            ended = self._write_end(tx, claim.run, claim.number, outcome, events, place)
+            ended = write_end(tx, self._config, claim.run, claim.number, outcome, events, place)
             if ended is not None:
                 return ended
             run = tx.runs.get(claim.run.run_id)
@@ -264,37 +289,3 @@ class Coordinator:
             raise lost(claim.run.run_id, claim.number, run)
 
         return self._log.grouped(unit)
-
-    def _write_end(
-        self,
-        tx: LogTransaction,
-        run: Run,
-        claim: int,
-        outcome: Outcome,
-        events: list[Event],
-        place: dict[str, Any],
-    ) -> Run | None:
-        values = columns_of(outcome, self._config)
-        is_handed_back = outcome.status is RunStatus.PENDING
-        if is_handed_back or (outcome.status is RunStatus.FAILED and run.attempt < run.max_attempts):
-            delay_s = 0.0 if is_handed_back else backoff_s(run.attempt, self._config)
-            again = tx.runs.requeue(run.run_id, claim, delay_s=delay_s, counts=not is_handed_back, **place)
-            if again is not None:
-                tx.append(run.session_id, [*events, requeued_event(again, outcome, delay_s)])
-                return again
-        was_asked = outcome.status in STOPPED_STATUS.values() and outcome.error is None
-        ended = None
-        if not was_asked and not is_handed_back:
-            ended = tx.runs.finish(run.run_id, claim, outcome.status, **place, **values)
-        if ended is None:
-            # a stop was asked for: the run ends as asked, and what came late is partial output
-            asked = tx.runs.get(run.run_id)
-            if asked is None or asked.stop_requested is None:
-                return None
-            status = STOPPED_STATUS[asked.stop_requested]
-            values |= as_asked(asked, status)
-            ended = tx.runs.finish(run.run_id, claim, status, unless_stopped=False, **place, **values)
-        if ended is None:
-            return None
-        tx.append(run.session_id, [*events, terminal_event(ended, told_of(ended, values))])
-        return ended

@@ -19,15 +19,15 @@ from asm_celery.errors import (
     IdempotencyConflict,
     SessionBusy,
     SessionNotFound,
-    StorageConnectionFailed,
-    ValidationError,
+    StorageError,
 )
 from asm_celery.events.log import EventLog, LogTransaction
 from asm_celery.model import Event, Run, Session
+from asm_celery.moves import at_once
 from asm_celery.moves.admission import (
     SubmitOptions,
     capacity,
-    check_event,
+    check_events,
     refuse_closed,
     refuse_ended,
     refuse_foreign,
@@ -37,9 +37,8 @@ from asm_celery.moves.doorkeeper import REFUSALS, Doorkeeper
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.stopping import Stopper, Stops
 from asm_celery.queue.run_queue import Entry, Line
-from asm_celery.showing import shown
-from asm_celery.states import EventType, check_event_type
-from asm_celery.store.faults import retried
+from asm_celery.states import EventType
+from asm_celery.store.faults import CommitUnknown, retried
 from asm_celery.store.sessions import AgentTerms, Counter
 
 log = logging.getLogger(__name__)
@@ -108,15 +107,15 @@ class Submission:
 
         One transaction, one script, and one message for each lease the script grants.
 
-        Guarantee: if it raises, no run was accepted; if the process dies inside, the run is accepted
-        or not, and an idempotency key makes trying again safe.
+        Guarantee: if it raises, no run was accepted, unless the error says that nobody knows; if the process
+        dies inside, the run is accepted or not.  An idempotency key makes trying again safe.
 
         Raises:
             InvalidInput: not JSON, or over `max_input_bytes`.
             SessionNotFound, InvalidOperation, SessionDraining: it accepts no runs.
             QueueFull, SessionBusy: no room, or open runs and ``on_busy="reject"``.
             IdempotencyConflict: the key was used with another input.
-            StorageConnectionFailed: no database; nothing was written.
+            StorageConnectionFailed: no database; nothing was written, or, in its words, the answer was lost.
         """
         text = encode(value, what="the input", max_bytes=self._config.max_input_bytes)
         metadata = encode(
@@ -134,8 +133,8 @@ class Submission:
         except REFUSALS:
             self._doorkeeper.expect(session.session_id)
             raise
-        except StorageConnectionFailed:
-            # the answer to COMMIT may be all that was lost
+        except StorageError:
+            # the answer may be all that was lost, and a second try finds its row written
             accepted = self._look_up(run.run_id)
             if accepted is None:
                 raise
@@ -162,16 +161,7 @@ class Submission:
     @retried
     def append_events(self, session: Session, events: list[Event]) -> list[Event]:
         """Store a caller's events; see `SessionServer.append_events`."""
-        for event in events:
-            if not isinstance(event, Event) or event.session_id != session.session_id:
-                raise ValidationError(
-                    f"{shown(event)} is not an Event of session {session.session_id!r}: make it with Event.new",
-                    details={"session_id": session.session_id},
-                )
-            check_event_type(event.type, from_agent=True)
-            check_event(event)
-            encode(event.data, what="event data", max_bytes=self._config.max_event_bytes)
-            encode(event.metadata, what="event metadata", max_bytes=self._config.max_metadata_bytes)
+        check_events(session.session_id, events, self._config)
         if not events:
             return []
         with self._log.transaction() as tx:
@@ -198,8 +188,27 @@ class Submission:
             details={"session_id": session.session_id},
         )
 
-    @retried
     def _accept(
+        self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
+    ) -> tuple[Run, Counter, Stops]:
+        try:
+            accepted = at_once.accept(
+                self._log, self._config, self._registry, session, run, options, text=text, metadata=metadata
+            )
+        except CommitUnknown as unknown:
+            try:
+                return self._accept_for_certain(session, run, options, text, metadata)
+            except REFUSALS:
+                # it may be the accepted run that fills the session
+                raise unknown from None
+        if accepted is None:
+            return self._accept_for_certain(session, run, options, text, metadata)
+        placed, counter, depth = accepted
+        self._expect(session, depth)
+        return placed, counter, Stops()
+
+    @retried
+    def _accept_for_certain(
         self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
     ) -> tuple[Run, Counter, Stops]:
         session_id = session.session_id
@@ -235,9 +244,12 @@ class Submission:
             return placed, counter, stops, depth
 
         placed, counter, stops, depth = self._log.grouped(unit)
-        if depth + 1 >= capacity(session):
-            self._doorkeeper.expect(session_id)
+        self._expect(session, depth)
         return placed, counter, stops
+
+    def _expect(self, session: Session, depth: int) -> None:
+        if depth + 1 >= capacity(session):
+            self._doorkeeper.expect(session.session_id)
 
     def _placed(self, tx: LogTransaction, run: Run, position: int, options: SubmitOptions) -> Run:
         spec = self._registry.get(run.agent)

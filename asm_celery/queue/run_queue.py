@@ -57,9 +57,13 @@ class RunQueue(Upkeep):
         """Record a session's open runs as SQL has them (idempotent), then promote."""
         return self._granted("enqueue", *flat_line(line), *flat_entries(entries), telling=telling)
 
-    def begin(self, run_id: str, claim: int, executor: str, nonce: str) -> bool:
-        """Begin the lease dispatched under this claim; False: a spare doorbell, drop it."""
-        return bool(self._call("begin", run_id, claim, executor, nonce)[0] != b"spare")
+    def begin(self, run_id: str, claim: int, executor: str, nonce: str) -> str | None:
+        """Begin the lease dispatched under this claim and return its agent; None: a spare doorbell, drop it.
+
+        The agent is empty where Redis has lost it; SQL knows it.
+        """
+        word, *agent = self._call("begin", run_id, claim, executor, nonce)
+        return None if word == b"spare" else text_of((agent and agent[0]) or b"")
 
     def give_back(
         self, run_id: str, claim: int, executor: str, line: Line, entries: Iterable[Entry], *, verdict: str

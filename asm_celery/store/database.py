@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from sqlalchemy import Connection, exc
@@ -15,12 +15,20 @@ from sqlalchemy import Connection, exc
 from asm_celery.config import Config
 from asm_celery.errors import StorageBusy, StorageError
 from asm_celery.showing import mask
-from asm_celery.store.engine import WRITER_PATIENCE_S, begin_immediate, engine_of, is_clean, pen_of
+from asm_celery.store.engine import (
+    WRITER_PATIENCE_S,
+    begin_immediate,
+    engine_of,
+    is_clean,
+    pen_of,
+    transactional,
+)
 from asm_celery.store.events import Events
 from asm_celery.store.faults import CommitUnknown, Conflict, Spoiled, is_definite, typed
 from asm_celery.store.operators import ControlHistory, Executors, Settings
 from asm_celery.store.runs import Runs
 from asm_celery.store.sessions import Agents, Sessions
+from asm_celery.store.strokes import Strokes
 
 
 class Transaction:
@@ -28,6 +36,7 @@ class Transaction:
 
     Attributes:
         sessions, agents, runs, events, executors, settings, operations: one repository a table family.
+        strokes: the moves of a single statement.
     """
 
     def __init__(self, connection: Connection, where: str = "") -> None:
@@ -40,6 +49,7 @@ class Transaction:
         self.executors = Executors(connection)
         self.settings = Settings(connection)
         self.operations = ControlHistory(connection)
+        self.strokes = Strokes(connection)
 
     @contextmanager
     def part(self) -> Iterator[None]:
@@ -78,12 +88,6 @@ class Store:
         self.dialect = "sqlite" if config.database_url.startswith("sqlite") else "postgresql"
         self.patience_s = config.connect_timeout_s
         self._engine = engine_of(config)
-        # Reads need no BEGIN and no COMMIT: each statement is its own snapshot.  SQLite's driver adds none.
-        self._reader = (
-            self._engine
-            if self.dialect == "sqlite"
-            else self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        )
         # SQLite has one writer: threads of this process queue here, in order, instead of in its busy wait.
         self._writer = threading.Lock() if self.dialect == "sqlite" else None
         # and it has one connection, because it must not wait as the readers' do
@@ -96,7 +100,7 @@ class Store:
         self._writing = threading.BoundedSemaphore(config.pool_size)
 
     @contextmanager
-    def transaction(self, *, is_beat: bool = False) -> Iterator[Transaction]:
+    def transaction(self, *, is_beat: bool = False, at_once: bool = False) -> Iterator[Transaction]:
         """Open a writing transaction; commits at a clean end, rolls back at an exception.
 
         Only `EventLog.transaction` calls this, so that no change escapes the log.
@@ -104,6 +108,7 @@ class Store:
         Args:
             is_beat: take the connection that is kept for beats if no other is free, and wait for a lock
                 no longer than for a connection: the other witness is told behind it.
+            at_once: for a single one of `Transaction.strokes`, which commits by itself; PostgreSQL only.
 
         Raises:
             Conflict: rolled back for what passes by itself: see `faults.retried`.
@@ -117,7 +122,7 @@ class Store:
             self._seated(self._writing, is_beat),
             self._seated(self._seats, is_beat),
             self._exclusive(wait_s),
-            self._begun(wait_s) as connection,
+            self._begun(wait_s, at_once) as connection,
         ):
             try:
                 yield Transaction(connection, self._where)
@@ -125,6 +130,8 @@ class Store:
                 with suppress(exc.DBAPIError):
                     connection.rollback()
                 if isinstance(cause, exc.DBAPIError) and cause.connection_invalidated:
+                    if at_once and not is_definite(cause.orig):
+                        raise self._unknown("a statement") from cause
                     # it was cut before COMMIT, so it is certain that nothing was written
                     raise Conflict(
                         "the connection was cut before COMMIT: try again", details={"reason": "cut"}
@@ -135,7 +142,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Open a reading connection; each statement sees what is committed when it begins."""
-        with self._taught(), self._seated(self._seats), self._reader.connect() as connection:
+        with self._taught(), self._seated(self._seats), self._engine.connect() as connection:
             yield Transaction(connection)
 
     def close(self) -> None:
@@ -147,9 +154,12 @@ class Store:
             self._pens.pop().close()
 
     @contextmanager
-    def _begun(self, wait_s: float) -> Iterator[Connection]:
+    def _begun(self, wait_s: float, at_once: bool) -> Iterator[Connection]:
         if self._writer is None:
-            with self._engine.connect() as connection:
+            with (
+                self._engine.connect() as connection,
+                nullcontext() if at_once else transactional(connection),
+            ):
                 yield connection
             return
         closings = self._closings
@@ -173,10 +183,7 @@ class Store:
         except exc.DBAPIError as cause:
             if is_definite(cause.orig):
                 raise
-            raise CommitUnknown(
-                f"the answer of the database {self._where} to COMMIT was lost: what was asked is written as "
-                "a whole or not at all; look before you ask again"
-            ) from cause
+            raise self._unknown("COMMIT") from cause
 
     @contextmanager
     def _seated(self, seats: threading.BoundedSemaphore, is_beat: bool = False) -> Iterator[None]:
@@ -212,6 +219,12 @@ class Store:
             raise self._crowded() from cause
         except exc.SQLAlchemyError as cause:
             raise StorageError(f"the database library refused: {cause}") from cause
+
+    def _unknown(self, what: str) -> CommitUnknown:
+        return CommitUnknown(
+            f"the answer of the database {self._where} to {what} was lost: what was asked is written as "
+            "a whole or not at all; look before you ask again"
+        )
 
     def _crowded(self) -> StorageBusy:
         return StorageBusy(

@@ -10,6 +10,8 @@ import logging
 import random
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,8 +45,10 @@ def engine_of(config: Config) -> Engine:
     url = config.database_url
     timeout = config.connect_timeout_s
     if url.startswith("postgresql"):
+        # reads, and strokes, need no BEGIN and no COMMIT: each statement is a snapshot of its own
         server = create_engine(
             url,
+            isolation_level="AUTOCOMMIT",
             pool_size=config.pool_size,
             max_overflow=config.pool_size + 1,
             pool_timeout=timeout,
@@ -85,6 +89,19 @@ def engine_of(config: Config) -> Engine:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
+
+
+@contextmanager
+def transactional(connection: Connection) -> Iterator[None]:
+    """Have a connection to PostgreSQL begin a transaction with its next statement; the block must end it."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.autocommit = False
+    try:
+        yield
+    finally:
+        # one that was cut is not given back
+        if not driver.closed:
+            driver.autocommit = True
 
 
 def pen_of(engine: Engine) -> Connection:

@@ -48,7 +48,7 @@ class Events:
     def insert(self, numbered: Sequence[Event]) -> None:
         """Add events that have their numbers; one statement."""
         if numbered:
-            _INSERT.each(self._connection, [_row(event) for event in numbered])
+            _INSERT.each(self._connection, [row_of(event) for event in numbered])
 
     def page(
         self,
@@ -183,7 +183,8 @@ class Events:
         return {row.event_id: _event(row) for row in rows}
 
 
-def _row(event: Event) -> dict[str, Any]:
+def row_of(event: Event) -> dict[str, Any]:
+    """Return the columns of an event."""
     return {
         "session_id": event.session_id,
         "sequence": event.sequence,

@@ -38,8 +38,8 @@ _NEW_POSITION = bindparam("p_new_position", type_=BigInteger)
 _IN_SHIFT = instant_in(bindparam("p_shift", type_=BigInteger))
 
 
-def _kept(*where: ColumnElement[bool], returning: Any = runs, **values: Any) -> Kept:
-    return Kept(update(runs).where(_RUN_ID, *where).values(**values).returning(returning))
+def _kept(*where: ColumnElement[bool], returning: tuple[Any, ...] = (runs,), **values: Any) -> Kept:
+    return Kept(update(runs).where(_RUN_ID, *where).values(**values).returning(*returning))
 
 
 @cache
@@ -107,12 +107,18 @@ def claim() -> Kept:
 @cache
 def advance() -> Kept:
     """Move the attempt's event position."""
-    return _kept(_HELD, _AT_POSITION, event_position=_NEW_POSITION, returning=runs.c.run_id)
+    return _kept(_HELD, _AT_POSITION, event_position=_NEW_POSITION, returning=(runs.c.run_id,))
 
 
 @cache
-def finish(unless_stopped: bool, has_position: bool, columns: frozenset[str]) -> Kept:
-    """End a running attempt's run."""
+def finish(
+    unless_stopped: bool, has_position: bool, columns: frozenset[str], *, is_whole: bool = True
+) -> Kept:
+    """End a running attempt's run.
+
+    Args:
+        is_whole: return the run, and not only which it is and when it ended.
+    """
     stop = (
         runs.c.stop_requested.is_(None)
         if unless_stopped
@@ -124,6 +130,7 @@ def finish(unless_stopped: bool, has_position: bool, columns: frozenset[str]) ->
         stop,
         *([_AT_POSITION] if has_position else []),
         status=bindparam("p_status", type_=Text),
+        returning=(runs,) if is_whole else (runs.c.run_id, runs.c.ended_at),
         ended_at=instant_in(0),
         paused_at=None,
         **values,
@@ -202,7 +209,7 @@ def requeue(counts: bool, is_delayed: bool, has_position: bool, columns: frozens
 def void() -> Kept:
     """Use a claim number up without a claim, where it was not claimed yet."""
     claim = bindparam("p_claim", type_=Integer)
-    return _kept(_WAITS, runs.c.claims == claim - 1, claims=claim, returning=runs.c.run_id)
+    return _kept(_WAITS, runs.c.claims == claim - 1, claims=claim, returning=(runs.c.run_id,))
 
 
 @cache
@@ -227,7 +234,7 @@ def void_page() -> Kept:
 @cache
 def reroute() -> Kept:
     """Change a waiting run's Celery queue."""
-    return _kept(_WAITS, queue=bindparam("p_queue", type_=Text), returning=runs.c.run_id)
+    return _kept(_WAITS, queue=bindparam("p_queue", type_=Text), returning=(runs.c.run_id,))
 
 
 def _columns(has_position: bool, columns: frozenset[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, Text, bindparam, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from asm_celery.codec import decode
@@ -110,7 +110,7 @@ class Sessions:
     def get(self, session_id: str) -> Session | None:
         """Return a session, or None."""
         row = _BY_ID.first(self._connection, p_session_id=session_id)
-        return None if row is None else _session(row)
+        return None if row is None else session_of(row)
 
     def page(
         self, *, status: SessionStatus | None, agent: str | None, after: str | None, limit: int
@@ -126,7 +126,7 @@ class Sessions:
             query = query.where(
                 tuple_(sessions.c.created_at, sessions.c.session_id) > place.scalar_subquery()
             )
-        return [_session(row) for row in self._connection.execute(query)]
+        return [session_of(row) for row in self._connection.execute(query)]
 
     def last_sequence(self, session_id: str) -> int:
         """Return the number of the session's last event; 0 without events or session."""
@@ -180,7 +180,7 @@ class Sessions:
         row = _draw(states).first(
             self._connection, p_session_id=session_id, p_sequences=sequences, p_positions=positions
         )
-        return None if row is None else _counter(row)
+        return None if row is None else counter_of(row)
 
     def counter(self, session_id: str) -> Counter | None:
         """Return the counter row without locking it, or None."""
@@ -190,7 +190,7 @@ class Sessions:
                 table.c.session_id == session_id
             )
         ).first()
-        return None if row is None else _counter(row)
+        return None if row is None else counter_of(row)
 
     def move(
         self, session_id: str, target: SessionStatus, sources: Collection[SessionStatus]
@@ -216,7 +216,7 @@ class Sessions:
         self._connection.execute(
             update(sessions).where(sessions.c.session_id == session_id).values(updated_at=instant_in(0))
         )
-        return _counter(row)
+        return counter_of(row)
 
     def delete(self, session_id: str) -> None:
         """Remove a session with all that is kept of it; the caller has checked that none is open."""
@@ -268,7 +268,8 @@ class Agents:
         )
 
 
-def _counter(row: Any) -> Counter:
+def counter_of(row: Any) -> Counter:
+    """Return the counter that a row tells."""
     return Counter(
         last_sequence=row.last_sequence,
         last_position=row.last_position,
@@ -277,16 +278,21 @@ def _counter(row: Any) -> Counter:
     )
 
 
-def _session(row: Row[Any]) -> Session:
+def session_of(row: Any, prefix: str = "") -> Session:
+    """Return the session that a row tells, whose own columns may begin with a prefix."""
+
+    def its(name: str) -> Any:
+        return getattr(row, prefix + name)
+
     return Session(
-        session_id=row.session_id,
-        agent=row.agent,
+        session_id=its("session_id"),
+        agent=its("agent"),
         status=SessionStatus(row.state),
-        max_concurrent_runs=row.max_concurrent_runs,
-        max_queued_runs=row.max_queued_runs,
-        metadata=decode(row.metadata),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+        max_concurrent_runs=its("max_concurrent_runs"),
+        max_queued_runs=its("max_queued_runs"),
+        metadata=decode(its("metadata")),
+        created_at=its("created_at"),
+        updated_at=its("updated_at"),
         last_sequence=row.last_sequence,
         last_position=row.last_position,
         state_version=row.state_version,

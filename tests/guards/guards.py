@@ -13,6 +13,9 @@ COORDINATOR: Final = "asm_celery.moves.coordinator"
 SUBMISSION: Final = "asm_celery.moves.submission"
 RULES: Final = "tests/guards/test_rules.py"
 SILENCE: Final = "tests/unit/test_silence.py"
+# these stand in the statements of PostgreSQL only
+STROKE_MOVES: Final = "asm_celery.store.stroke_moves"
+STROKES: Final = "tests/guards/test_strokes.py"
 
 
 class Guard(NamedTuple):
@@ -26,6 +29,49 @@ class Guard(NamedTuple):
 
 
 GUARDS: Final[dict[str, Guard]] = {
+    # the moves of a single statement
+    "submit at once: room": Guard(
+        STROKE_MOVES,
+        '            depth < bindparam("p_room", type_=BigInteger),\n',
+        "",
+        "test_a_full_session_takes_no_run",
+        STROKES,
+    ),
+    "submit at once: the session takes runs": Guard(
+        STROKE_MOVES,
+        "            or_(*(table.c.state == state.value for state in ACCEPTING)),\n",
+        "",
+        "test_a_draining_session_takes_no_run",
+        STROKES,
+    ),
+    "submit at once: nobody wrote meanwhile": Guard(
+        STROKE_MOVES,
+        "            seen.c.last_sequence == table.c.last_sequence,\n",
+        "",
+        "test_a_count_from_before_the_wait_is_not_trusted",
+        STROKES,
+    ),
+    "start at once: the session starts runs": Guard(
+        STROKE_MOVES,
+        ".where(session_counters.c.session_id == moved.c.session_id, starts)",
+        ".where(session_counters.c.session_id == moved.c.session_id)",
+        "test_a_pause_that_is_being_written_holds_back_what_would_start",
+        STROKES,
+    ),
+    "start at once: as a whole": Guard(
+        STROKE_MOVES,
+        ".outerjoin(drawn, true())",
+        ".join(drawn, true())",
+        "test_a_pause_that_is_being_written_holds_back_what_would_start",
+        STROKES,
+    ),
+    "start at once: its agent": Guard(
+        STROKE_MOVES,
+        '            runs.c.agent == bindparam("p_agent", type_=Text),\n',
+        "",
+        "test_a_run_of_another_agent_is_not_started",
+        STROKES,
+    ),
     # SQL: the fence and the position of every write of an attempt
     "append: fence": Guard(
         MOVES,
@@ -217,8 +263,8 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "lose: use up a number that was never claimed": Guard(
         COORDINATOR,
-        "                tx.runs.void(run_id, claim)\n",
-        "                pass\n",
+        "RunStatus.PENDING:\n                tx.runs.void(run_id, claim)\n",
+        "RunStatus.PENDING:\n                pass\n",
         "test_a_number_that_was_taken_over_is_never_claimed",
     ),
     "restore: use up the numbers that were granted": Guard(
@@ -256,8 +302,8 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "begin: nonce": Guard(
         "begin.lua",
-        "lease[3] == ARGV[4] and 'again' or 'spare'",
-        "'again'",
+        "lease[3] == ARGV[4] and { 'again', lease[4] } or { 'spare' }",
+        "{ 'again', lease[4] }",
         "test_a_lease_begins_for_one_delivery",
     ),
     "take over: claim number": Guard(

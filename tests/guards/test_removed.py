@@ -13,7 +13,7 @@ import pytest
 from asm_celery.config import Config
 from tests import named_tests
 from tests.acceptance.conftest import FULL
-from tests.guards.guards import GUARDS
+from tests.guards.guards import GUARDS, STROKE_MOVES, Guard
 from tests.guards.removal import removed
 from tests.world import World
 
@@ -24,13 +24,13 @@ BROKEN = (AssertionError, pytest.fail.Exception)
 
 @pytest.mark.breaks_invariants
 @pytest.mark.parametrize("name", GUARDS)
-def test_a_removed_guard_is_missed(name: str, sqlite_config: Config) -> None:
+def test_a_removed_guard_is_missed(name: str, request: pytest.FixtureRequest) -> None:
     """Its test fails in the same process, on the same servers, with these few words taken away."""
     guard = GUARDS[name]
     test = _test(guard.path, guard.test)
 
     with removed(guard.place, guard.old, guard.new):
-        failures = [cause for cause in _outcomes(test, sqlite_config) if cause is not None]
+        failures = [cause for cause in _outcomes(test, _config(guard, request)) if cause is not None]
 
     assert failures, f"{guard.test} does not miss {name}"
 
@@ -38,13 +38,13 @@ def test_a_removed_guard_is_missed(name: str, sqlite_config: Config) -> None:
 @pytest.mark.skipif(not FULL, reason="it shows that the removal itself is sound; ASM_TEST_FULL=1 runs it")
 @pytest.mark.breaks_invariants
 @pytest.mark.parametrize("name", GUARDS)
-def test_a_guard_that_stays_is_not_missed(name: str, sqlite_config: Config) -> None:
+def test_a_guard_that_stays_is_not_missed(name: str, request: pytest.FixtureRequest) -> None:
     """Its test passes where the same module or script was loaded anew with its guard in place."""
     guard = GUARDS[name]
     test = _test(guard.path, guard.test)
 
     with removed(guard.place, guard.old, guard.old):
-        failures = [cause for cause in _outcomes(test, sqlite_config) if cause is not None]
+        failures = [cause for cause in _outcomes(test, _config(guard, request)) if cause is not None]
 
     assert not failures
 
@@ -54,6 +54,12 @@ def test_every_guard_names_a_test_that_exists() -> None:
     missing = [guard.test for guard in GUARDS.values() if guard.test not in named_tests.tests_of(guard.path)]
 
     assert not missing
+
+
+def _config(guard: Guard, request: pytest.FixtureRequest) -> Config:
+    database = "postgresql" if guard.place == STROKE_MOVES else "sqlite"
+    config: Config = request.getfixturevalue(f"{database}_config")
+    return config
 
 
 def _test(path: str, name: str) -> Callable[..., None]:

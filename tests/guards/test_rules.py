@@ -391,7 +391,7 @@ def test_a_lease_begins_for_one_delivery(world: World) -> None:
     run_id = world.submit(world.session())
     begin = world.runtime.queue.begin
 
-    assert [True, True, False] == [begin(run_id, 1, "e", nonce) for nonce in ("n", "n", "other")]
+    assert [True, True, False] == [bool(begin(run_id, 1, "e", nonce)) for nonce in ("n", "n", "other")]
 
 
 @pytest.mark.parametrize("changed", ["claim", "executor", "beat"])

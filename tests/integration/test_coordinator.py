@@ -306,16 +306,15 @@ def _wait_for_doorbell(world: World, run_id: str) -> Lease:
 def _losing_commit_answers(world: World) -> Iterator[None]:
     """Commit, and then lose the answer: what a connection that breaks at that moment looks like."""
     store = world.runtime.store
+
     real = store.transaction
 
     @contextmanager
-    def transaction() -> Iterator[Any]:
-        with real() as tx:
+    def transaction(**options: bool) -> Iterator[Any]:
+        with real(**options) as tx:
             yield tx
         raise StorageConnectionFailed("the answer to COMMIT was lost")
 
-    store.transaction = transaction  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "transaction", transaction)
         yield
-    finally:
-        store.transaction = real  # type: ignore[method-assign]

@@ -541,12 +541,12 @@ def test_a_database_that_goes_away_costs_no_event_and_doubles_none(
     real, failed = store.transaction, []
 
     @contextlib.contextmanager
-    def failing() -> Iterator[Any]:
+    def failing(**options: bool) -> Iterator[Any]:
         fails = is_away.is_set() and threading.current_thread().name != "asm-beat" and len(failed) < 6
         if fails and len(failed) % 2 == (lost == "answer"):
             failed.append(lost)
             raise StorageConnectionFailed("it is away")
-        with real() as transaction:
+        with real(**options) as transaction:
             yield transaction
         if fails:
             failed.append(lost)
@@ -579,8 +579,8 @@ def test_an_end_that_meets_an_absent_database_waits_for_it(
     real, failed = store.transaction, []
 
     @contextlib.contextmanager
-    def failing() -> Iterator[Any]:
-        with real() as transaction:
+    def failing(**options: bool) -> Iterator[Any]:
+        with real(**options) as transaction:
             yield transaction
         if threading.current_thread().name != "asm-beat" and len(failed) < 3:
             failed.append(1)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import redis
@@ -18,6 +19,7 @@ import redis
 from asm_celery.keys import Keys
 from asm_celery.queue.run_queue import RunQueue
 from asm_celery.queue.scripts import source, verbs
+from asm_celery.queue.wire import Wire
 
 EMPTY: Final = 0
 _LUA: Final = Path(__file__).with_name("lua")
@@ -72,20 +74,23 @@ class ServerStates:
         self.at = EMPTY
         self._meanwhile: tuple[tuple[str, ...], ...] = ()
         self.queue = RunQueue(cast(redis.Redis, self), self._keys)
+        self.queue._wire = cast(Wire, self)
 
     @property
     def count(self) -> int:
         """How many distinct states were seen."""
         return len(self._texts)
 
-    def register_script(self, text: str) -> Callable[..., Any]:
+    connection_pool = None
+
+    def register_script(self, text: str) -> SimpleNamespace:
         """Do what redis-py's client does, as far as RunQueue uses it."""
-        digest = self._digests[text]
+        return SimpleNamespace(sha=self._digests[text])
 
-        def call(keys: Sequence[str], args: Sequence[Any]) -> Any:
-            return self._run(digest, tuple(map(str, args)))
-
-        return call
+    def ask(self, *commands: Sequence[Any]) -> list[Any]:
+        """Do what a `Wire` does."""
+        [(_, digest, _, _, *args)] = commands
+        return [self._run(digest, tuple(map(str, args)))]
 
     def enter(self, number: int, *meanwhile: tuple[str, ...]) -> RunQueue:
         """Go to a state and return the queue to make one call of.

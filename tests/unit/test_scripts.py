@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 import redis
@@ -16,6 +16,7 @@ from asm_celery.keys import Keys
 from asm_celery.queue import scripts
 from asm_celery.queue.run_queue import Entry, Held, Line, RunQueue
 from asm_celery.queue.upkeep import Odd
+from asm_celery.queue.wire import Wire
 
 MOST_LINES: Final = 60
 INCLUDES: Final = sorted((scripts.FOLDER / "includes").glob("*.lua"))
@@ -244,15 +245,14 @@ def _included(path: Path) -> list[str]:
 def _sent(verb: str, positional: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
     sent: list[Any] = []
 
-    class Client:
-        def register_script(self, text: str) -> Any:
-            def call(keys: list[str], args: list[Any]) -> Any:
-                sent.extend(args)
-                raise redis.RedisError("enough")
+    def ask(_wire: Wire, *commands: Any) -> None:
+        # EVALSHA, its digest, the number of keys, the root
+        sent.extend(commands[-1][4:])
+        raise redis.RedisError("enough")
 
-            return call
-
-    queue = RunQueue(cast(redis.Redis, Client()), Keys("t-scripts"))
-    with pytest.raises(CoordinationUnavailable):
-        getattr(queue, verb)(*positional, **named)
+    with pytest.MonkeyPatch.context() as patch, redis.Redis() as nowhere:
+        patch.setattr(Wire, "ask", ask)
+        queue = RunQueue(nowhere, Keys("t-scripts"))
+        with pytest.raises(CoordinationUnavailable):
+            getattr(queue, verb)(*positional, **named)
     return sent
