@@ -57,10 +57,13 @@ class Link:
     async def close(self) -> None:
         """Listen no more, and cut every connection."""
         self._server.close()
-        # a connection is gone when its transport has said so, in a later turn of the loop
-        while self._halves:
+        # a connection is gone when its transport has said so, in a later turn of the loop; and one that was just
+        # accepted is here some turns later
+        quiet = 0
+        while quiet < 5:
             self._reset()
             await asyncio.sleep(0.001)
+            quiet = 0 if self._halves else quiet + 1
         await self._server.wait_closed()
 
     def set(self, mode: Mode) -> None:
