@@ -95,29 +95,29 @@ class Coordinator:
             self._give_back_lacking(lacking.run, claim, executor)
         except _Refused:
             if unknown is not None:
-                # the first try has claimed it, or the server is still about to
-                with self._log.transaction() as tx:
-                    tx.runs.void(run_id, claim)
-                raise unknown from None
+                raise unknown from None  # the first try has claimed it, or the server is still about to
             self.give_back(run_id, claim, executor)
         return None
 
+    @retried
     def recall(self, run_id: str, claim: int, executor: str, nonce: str) -> Claim | None:
-        """Return the claim that an unanswered `start` has made; None: it made none, and its lease is given back.
+        """Return the claim that an unanswered `start` has made; None: it never will, and its lease is given back.
 
-        A read of three statements, and a script where there is none.
+        A read of three statements; where there is none, a transaction, a read and a script more.
 
         Raises:
             StorageConnectionFailed: nobody can say; call again.
         """
-        with self._log.store.read() as tx:
-            run = tx.runs.get(run_id)
-            if run is not None and tx.runs.nonce_of(run_id) == nonce:
-                session = tx.sessions.get(run.session_id)
-                assert session is not None
-                return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
-        self.give_back(run_id, claim, executor)
-        return None
+        what = run_id, claim, executor, nonce
+        made = self._made(*what)
+        if made is None:
+            with self._log.transaction() as tx:
+                # a server may still execute a statement whose connection was cut: it claims no more, or has claimed
+                is_used_up = tx.runs.void(run_id, claim)
+            made = None if is_used_up else self._made(*what)
+        if made is None:
+            self.give_back(run_id, claim, executor)
+        return made
 
     def still_holds(self, claim: Claim) -> bool:
         """Renew the lease of a claim; False: it was taken over.  One script, and a read where Redis does not know it.
@@ -248,6 +248,15 @@ class Coordinator:
             return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
 
         return self._log.grouped(unit)
+
+    def _made(self, run_id: str, claim: int, executor: str, nonce: str) -> Claim | None:
+        with self._log.store.read() as tx:
+            run = tx.runs.get(run_id)
+            if run is None or tx.runs.nonce_of(run_id) != nonce:
+                return None
+            session = tx.sessions.get(run.session_id)
+            assert session is not None
+            return Claim(run=run, session=session, number=claim, executor=executor, nonce=nonce)
 
     def _give_back_lacking(self, run: Run, claim: int, executor: str) -> None:
         with self._log.store.read() as tx:

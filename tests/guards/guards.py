@@ -158,8 +158,8 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "claim: whose commit": Guard(
         COORDINATOR,
-        "tx.runs.nonce_of(run_id) == nonce",
-        "True",
+        "run is None or tx.runs.nonce_of(run_id) != nonce:",
+        "run is None:",
         "test_a_claim_of_another_delivery_is_not_taken_for_ones_own",
     ),
     "late claim: taken over": Guard(
@@ -266,6 +266,12 @@ GUARDS: Final[dict[str, Guard]] = {
         "RunStatus.PENDING:\n                tx.runs.void(run_id, claim)\n",
         "RunStatus.PENDING:\n                pass\n",
         "test_a_number_that_was_taken_over_is_never_claimed",
+    ),
+    "recall: use up a number that was never claimed": Guard(
+        COORDINATOR,
+        "is_used_up = tx.runs.void(run_id, claim)",
+        "is_used_up = False",
+        "test_a_claim_that_was_recalled_in_vain_is_never_made",
     ),
     "restore: use up the numbers that were granted": Guard(
         "asm_celery.moves.restore",

@@ -464,6 +464,15 @@ def test_a_number_that_was_taken_over_is_never_claimed(world: World) -> None:
     assert not claims(world, run_id, 1)
 
 
+def test_a_claim_that_was_recalled_in_vain_is_never_made(world: World) -> None:
+    """A server that executes a statement long after its connection was cut finds the number used up."""
+    run_id = world.submit(world.session())
+
+    assert world.runtime.coordinator.recall(run_id, 1, "cut off", "nonce") is None
+
+    assert not claims(world, run_id, 1)
+
+
 def test_a_number_that_was_granted_before_a_restore_is_never_claimed(world: World) -> None:
     """Redis forgot who had begun it, and grants its slot anew."""
     run_id = world.submit(world.session())

@@ -168,7 +168,9 @@ def test_a_late_claim_that_neither_store_vouches_for_is_stopped_and_its_process_
 
     late.answer(after_s=0.9 * lite.runtime.config.lease_s)
 
-    assert (["lost"], True) == (late.seen, late.has_fallen.is_set())
+    assert late.has_fallen.wait(10)
+    # the process judges itself on its own too, and may have stopped the attempt before its agent looked
+    assert late.seen in (["lost"], [])
     assert RunStatus.RUNNING == server.get_run(run_id).status
     lite.runtime.recovery.take_over(lease)
 
