@@ -56,7 +56,9 @@ class Link:
 
     async def close(self) -> None:
         """Listen no more, and cut every connection."""
-        self._server.close()
+        # asyncio loses a connection that it has accepted and not yet made when its server is closed
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
         # a connection is gone when its transport has said so, in a later turn of the loop; and one that was just
         # accepted is here some turns later
         quiet = 0
@@ -64,6 +66,7 @@ class Link:
             self._reset()
             await asyncio.sleep(0.001)
             quiet = 0 if self._halves else quiet + 1
+        self._server.close()
         await self._server.wait_closed()
 
     def set(self, mode: Mode) -> None:

@@ -166,11 +166,20 @@ class PostgresServer:
             threading.Event().wait(0.1)
             return False
 
-        wait_until(started, description="PostgreSQL answers", timeout=60.0)
+        try:
+            wait_until(started, description="PostgreSQL answers", timeout=60.0)
+        except AssertionError as cause:
+            said = (self.folder / "postgres.log").read_text(errors="replace")
+            raise AssertionError(f"{cause}; its log ends: {said[-1000:]}") from cause
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End postmaster and backends by a signal; SIGQUIT is PostgreSQL's immediate shutdown."""
         postmaster = self.pid
+        if number == signal.SIGKILL:
+            # One that is forked between the look and the kill would live on, and may wait for ever for a lock that
+            # a killed one held: no server starts on this data while it is attached to the old one's memory.
+            system.send(signal.SIGSTOP, [postmaster])
+            wait_until(lambda: system.is_stopped(postmaster), description="PostgreSQL forks no more")
         backends = system.Table().children(postmaster)
         system.send(number, [postmaster, *(backends if number == signal.SIGKILL else [])])
         gone: Callable[[], bool] = lambda: not any(map(system.is_alive, [postmaster, *backends]))  # noqa: E731

@@ -58,6 +58,12 @@ def is_alive(pid: int) -> bool:
     return bool(fields) and fields[0] != "Z"
 
 
+def is_stopped(pid: int) -> bool:
+    """Say whether a process stands still by SIGSTOP, or is gone."""
+    fields = _fields(pid)
+    return not fields or fields[0] in "TZ"
+
+
 def resident_bytes(pid: int) -> int:
     """Return how much memory a process occupies; 0 when it is gone."""
     with contextlib.suppress(OSError, ValueError, IndexError):
