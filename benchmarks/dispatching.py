@@ -20,7 +20,7 @@ def gap(stage: Stage, size: Size) -> Iterator[Figures]:
 
     def drained(worker: WorkerProcess, one: Callable[[], object]) -> tuple[list[float], float]:
         """Return the gaps of a backlog, and how many a second were done."""
-        with standing_still(worker):
+        with standing_still(worker, main.config.database_url):
             for _ in range(runs):
                 one()
         stamps = main.stamps.take(runs)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+import psutil
+
+from tests.waiting import wait_until
 from tests.workers import WorkerProcess
 
 # what one round of a measure gives: a line of the table -> its number
@@ -93,11 +97,34 @@ def named(name: str, spread: dict[str, float]) -> Figures:
 
 
 @contextmanager
-def standing_still(worker: WorkerProcess) -> Iterator[None]:
-    """Stop a worker in its tracks, so that what is measured has the machine for itself."""
-    group = os.getpgid(worker.pid)
-    os.killpg(group, signal.SIGSTOP)
+def standing_still(worker: WorkerProcess, database_url: str = "") -> Iterator[None]:
+    """Stop a worker in its tracks, so that what is measured has the machine for itself.
+
+    Args:
+        database_url: a SQLite file that others write meanwhile: the worker is not stopped while it does.
+    """
+    group, process = os.getpgid(worker.pid), psutil.Process(worker.pid)
+    while True:
+        os.killpg(group, signal.SIGSTOP)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, description="the worker stands still")
+        if not _is_locked(database_url):
+            break
+        os.killpg(group, signal.SIGCONT)
     try:
         yield
     finally:
         os.killpg(group, signal.SIGCONT)
+
+
+def _is_locked(database_url: str) -> bool:
+    """Say whether somebody writes to a SQLite file now; whoever stood still in it would keep all others out."""
+    if not database_url.startswith("sqlite:///"):
+        return False
+    path = database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+        return False

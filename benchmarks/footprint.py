@@ -69,7 +69,7 @@ def holding(stage: Stage, size: Size) -> Iterator[Figures]:
         worker = here.io_worker(size.waiting)
         servers = [here.asm.start_session("sleeper") for _ in range(size.waiting)]
         while True:
-            with standing_still(worker):
+            with standing_still(worker, here.config.database_url):
                 for server in servers:
                     server.submit_run(size.io_s)
                 used, began = cpu_s(worker.pid), time.monotonic()

@@ -63,7 +63,7 @@ class _Ground:
     def work(self, runs: int) -> tuple[float, float]:
         """Submit so many runs to a worker that stands still, then let it go; return how long each takes."""
         servers = self._servers
-        with standing_still(self._worker):
+        with standing_still(self._worker, self._here.config.database_url):
             submit_s = timed(lambda: [servers[n % len(servers)].submit_run("g") for n in range(runs)])
         stamps = self._here.stamps.take(runs)
         return submit_s, stamps[-1].left - stamps[0].entered

@@ -32,7 +32,7 @@ def submit(stage: Stage, size: Size) -> Iterator[Figures]:
         return time.monotonic() - began
 
     def of_ours() -> tuple[float, float, float]:
-        with standing_still(ours):
+        with standing_still(ours, main.config.database_url):
             used = time.process_time()
             one_s = timed(lambda: [servers[n % len(servers)].submit_run("s") for n in range(count)])
             used = time.process_time() - used
