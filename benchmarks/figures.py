@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-import psutil
-
+from tests.faults.system import is_stopped
 from tests.waiting import wait_until
 from tests.workers import WorkerProcess
 
@@ -103,14 +102,14 @@ def standing_still(worker: WorkerProcess, database_url: str = "") -> Iterator[No
     Args:
         database_url: a SQLite file that others write meanwhile: the worker is not stopped while it does.
     """
-    group, process = os.getpgid(worker.pid), psutil.Process(worker.pid)
-    while True:
-        os.killpg(group, signal.SIGSTOP)
-        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, description="the worker stands still")
-        if not _is_locked(database_url):
-            break
-        os.killpg(group, signal.SIGCONT)
+    group = os.getpgid(worker.pid)
     try:
+        while True:
+            os.killpg(group, signal.SIGSTOP)
+            wait_until(lambda: is_stopped(worker.pid), description="the worker stands still")
+            if not _is_locked(database_url):
+                break
+            os.killpg(group, signal.SIGCONT)
         yield
     finally:
         os.killpg(group, signal.SIGCONT)
