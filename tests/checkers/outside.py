@@ -34,7 +34,7 @@ def entries_beyond_the_policy(history: History) -> Iterator[str]:
             if event.run_id is not None and event.type == EventType.RUN_STARTED:
                 starts[event.run_id] += 1
             elif event.run_id is not None and event.type == EventType.RUN_REQUEUED:
-                handed_back[event.run_id] += event.data.get("error_code") is None
+                handed_back[event.run_id] += event.data.get("error_code") == "worker_shutdown"
     for run_id, count in entered.items():
         run = history.runs.get(run_id)
         if run is None:

@@ -260,7 +260,7 @@ class Follower(threading.Thread):
                     if len(seen) >= CHUNK:
                         journal.say("seen", subscriber=name, events=seen)
                         seen = []
-                    if self._temper == "slow":
+                    if self._temper == "slow" and not self._client.is_over:
                         time.sleep(0.002)
         finally:
             journal.say("seen", subscriber=name, events=seen)

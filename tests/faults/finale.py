@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def conclude(stage: Stage, injected: Iterable[Injected]) -> Verdict:
         ]
     drained_s = time.monotonic() - began
     say(f"{_open(stage)} runs are open after {drained_s:.1f} s")
-    if not stage.waited(lambda: all(one.has_ended for one in stage.clients.values()), DRAIN_S):
+    if not _clients_have_ended(stage):
         found.append(Anomaly("await", "a client did not end: somebody waits for what has ended"))
     stage.waited(lambda: not _leases(stage), SETTLE_S)
     found += [Anomaly("doctor", text) for text in _doctor(stage)]
@@ -121,6 +122,8 @@ def conclude(stage: Stage, injected: Iterable[Injected]) -> Verdict:
     found += [
         Anomaly("nemesis", f"{one.kind.name} at {one.at:.3f}: {one.failed}") for one in injected if one.failed
     ]
+    # what is found can be looked into, and judged again when a checker was wrong
+    (stage.folder / "history.pickle").write_bytes(pickle.dumps(history))
     say(f"{len(history.runs)} runs and {verdict.events} events are checked")
     found += check(history)
     return verdict
@@ -130,6 +133,16 @@ def say(text: str) -> None:
     """Tell a person what happens."""
     sys.stderr.write(f"chaos: {text}\n")
     sys.stderr.flush()
+
+
+def _clients_have_ended(stage: Stage) -> bool:
+    """Wait for the clients while they get on: who reads the log of an hour from its beginning takes his time."""
+    before, written = -1, 0
+    while written > before:
+        before, written = written, sum(journal.stat().st_size for journal in stage.folder.glob("*.jsonl"))
+        if stage.waited(lambda: all(one.has_ended for one in stage.clients.values()), DRAIN_S):
+            return True
+    return False
 
 
 def _open(stage: Stage) -> int:

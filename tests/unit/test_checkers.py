@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from asm_celery.config import Config
 from asm_celery.states import EventType
+from asm_celery.worker.attempt import SHUTDOWN, Attempt
+from asm_celery.worker.outcome import Ending, judge
+from asm_celery.worker.tally import Tally
 from tests.acceptance.conftest import FULL
 from tests.acceptance.ledger import Entry
 from tests.checkers import (
@@ -30,6 +33,7 @@ from tests.checkers import (
     check,
 )
 from tests.checkers.collect import collect
+from tests.checkers.outside import entries_beyond_the_policy
 from tests.world import World
 
 EXECUTOR = "host:77:0badcafe"
@@ -427,3 +431,28 @@ def test_a_real_installation_is_collected_whole(config: Config) -> None:
     assert submitted == sorted(history.runs, key=lambda run_id: history.runs[run_id].position)
     assert {"n": 1} == history.runs[submitted[0]].output
     assert len(history.events[session.session_id]) == history.sessions[session.session_id].last_sequence
+
+
+def test_a_run_that_its_worker_handed_back_may_be_entered_once_more(config: Config) -> None:
+    """It used up no attempt; one that was lost did."""
+    world = World(config)
+    world.submit(world.session(), max_attempts=1)
+    first = world.start()
+    ending = Attempt(first.run.run_id, first.number)
+    ending.stop(SHUTDOWN)
+    handed_back = judge(Ending(), ending, Tally(config.max_output_bytes), config, may_return=True)
+    world.runtime.coordinator.finish(first, handed_back, [], 0)
+    second = world.start()
+    world.finish(second)
+    history = collect(config)
+    world.close()
+    history.ledger = [
+        Entry(at=at, what="enter", session_id=run.session_id, run_id=run.run_id, attempt=run.attempt, pid=77)
+        for at, run in enumerate((first.run, second.run))
+    ]
+
+    assert [] == list(entries_beyond_the_policy(history))
+
+    log = history.events[first.run.session_id]
+    log[:] = [replace(event, data={**event.data, "error_code": "worker_lost"}) for event in log]
+    assert list(entries_beyond_the_policy(history))
