@@ -7,7 +7,9 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -18,6 +20,7 @@ from benchmarks.figures import Figures, Size
 from benchmarks.footprint import holding, idle, idle_sessions
 from benchmarks.growing import growth
 from benchmarks.limits import limits
+from benchmarks.moving import moves
 from benchmarks.recovering import recovery
 from benchmarks.running import run
 from benchmarks.stage import Stage
@@ -29,6 +32,7 @@ from benchmarks.waiting import await_end, cancel
 MEASURES: dict[str, Callable[[Stage, Size], Iterator[Figures]]] = {
     "idle": idle,
     "raw": limits,
+    "moves": moves,
     "submit": submit,
     "run": run,
     "gap": gap,
@@ -50,21 +54,12 @@ def main() -> int:
     if not given.tiny:
         # workers start as users start them, and share no memory with one that was forked before
         os.environ["ASM_TEST_FULL"] = "1"
-    found: dict[str, list[float]] = {}
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="asm-bench-") as folder,
         Stage(given.database, given.pool, given.concurrency, Path(folder)) as stage,
     ):
-        for name in given.only:
-            since = time.monotonic()
-            # closed here and now, not when it is forgotten: what it has started ends before the next one
-            rounds = cast("Generator[Figures]", MEASURES[name](stage, size))
-            for one in islice(rounds, given.rounds):
-                for what, value in one.items():
-                    found.setdefault(what, []).append(value)
-            rounds.close()
-            print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr)
+        found, failed = taken(stage, size, given.only, given.rounds)
     table = page.table(found, given.database)
     print(
         f"{given.database}, {given.pool} of {given.concurrency}, {given.rounds} rounds, {page.machine()}\n\n{table}"
@@ -78,9 +73,31 @@ def main() -> int:
             rounds=given.rounds,
             size=size,
             took_s=time.monotonic() - began,
+            failed=failed,
         )
         given.report.write_text(whole)
-    return 0
+    return 1 if failed else 0
+
+
+def taken(
+    stage: Stage, size: Size, names: list[str], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Take the measures; return each figure's value in each round, and what stopped a measure, by its name."""
+    found: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        since = time.monotonic()
+        # closed here and now, not when it is forgotten: what it has started ends before the next one
+        with closing(cast("Generator[Figures]", MEASURES[name](stage, size))) as measure:
+            try:
+                for one in islice(measure, rounds):
+                    for what, value in one.items():
+                        found.setdefault(what, []).append(value)
+            except Exception as cause:  # noqa: BLE001 - what the others find is worth its report all the same
+                traceback.print_exc()
+                failed[name] = f"{type(cause).__name__}: {cause}"
+        print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr)
+    return found, failed
 
 
 def _given() -> argparse.Namespace:

@@ -43,9 +43,18 @@ def machine() -> str:
 
 
 def page(
-    body: str, *, database: str, pool: str, concurrency: int, rounds: int, size: Size, took_s: float
+    body: str,
+    *,
+    database: str,
+    pool: str,
+    concurrency: int,
+    rounds: int,
+    size: Size,
+    took_s: float,
+    failed: Mapping[str, str],
 ) -> str:
     """Return the whole report."""
+    stopped = "".join(f"- FAILED `{name}`: {' '.join(why.split())[:300]}\n" for name, why in failed.items())
     return f"""# Speed: {database}, {pool} of {concurrency}
 
 Written by `./dev bench --database {database} --pool {pool} --report FILE`; what the lines mean stands in
@@ -55,7 +64,7 @@ each is of two things done one after the other in the same round.
 - Commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, {rounds} rounds in {took_s:.0f} s
 - {machine()}
 - {size}
-
+{stopped}
 {body}
 """
 
