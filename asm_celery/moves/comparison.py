@@ -17,6 +17,7 @@ from asm_celery.events.log import EventLog
 from asm_celery.moves.holding import Holding
 from asm_celery.moves.promotion import Promoter, entries_of, line_of
 from asm_celery.moves.restore import Restore
+from asm_celery.queue.connection import damaged
 from asm_celery.queue.run_queue import Granted
 from asm_celery.queue.upkeep import Odd, type_of
 from asm_celery.states import RunStatus
@@ -99,6 +100,14 @@ class Comparison:
 
     def mend(self, found: Difference) -> str:
         """Make Redis say what SQL says about this one; returns a word for what was done."""
+        try:
+            return self._mend(found)
+        except CoordinationDamaged as cause:
+            # a script that writes reads more than any look, and whatever it stumbles over stays where it is
+            self._restore.rebuild(cause)
+            return "cleared and restored"
+
+    def _mend(self, found: Difference) -> str:
         match found.kind:
             case "not_ours" if type_of(found.subject) is None or found.subject.startswith("subscribers:"):
                 self._queue.remove(found.subject)
@@ -107,7 +116,7 @@ class Comparison:
                 if found.kind == "not_ours":
                     # also when another has just cleared all, and before this came
                     self._queue.remove(found.subject)
-                self._restore.rebuild(CoordinationDamaged(f"Redis holds what is not ours: {found.subject}"))
+                self._restore.rebuild(damaged(found.subject))
                 return "cleared and restored"
             case "limits_differ":
                 self._restore.write_limits()
@@ -219,4 +228,4 @@ class Comparison:
         threading.Event().wait(_PAUSE_S)
 
     def _settle(self, arbitrate: Callable[[], Granted]) -> str:
-        return self._promoter.settle(arbitrate)
+        return self._promoter.settle(arbitrate, is_repair=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from asm_celery.dispatch import Dispatcher
-from asm_celery.errors import CoordinationUnavailable
+from asm_celery.errors import CoordinationDamaged, CoordinationUnavailable
 from asm_celery.model import Lease
 from asm_celery.queue.run_queue import Entry, Granted, Line, RunQueue
 from asm_celery.store.run_queries import OpenRun
@@ -27,12 +27,19 @@ class Promoter:
     def __init__(self, queue: RunQueue, dispatcher: Dispatcher) -> None:
         self.queue = queue
         self._dispatcher = dispatcher
+        self._is_away = False
 
-    def settle(self, arbitrate: Callable[[], Granted]) -> str:
+    def settle(self, arbitrate: Callable[[], Granted], *, is_repair: bool = False) -> str:
         """Call a script and dispatch its leases.
 
         Guarantee: never raises for Redis or the broker being away; what was not done is found and done by
         the repair loop.
+
+        Args:
+            is_repair: the caller is who mends what a script stumbles over.
+
+        Raises:
+            CoordinationDamaged: with `is_repair`: nobody else would come to mend it.
 
         Returns:
             The script's word, ``"unreachable"`` when Redis is away.
@@ -40,8 +47,14 @@ class Promoter:
         try:
             granted = arbitrate()
         except CoordinationUnavailable as cause:
-            log.warning("left to the repair loop: %s", cause.message)
+            if is_repair and isinstance(cause, CoordinationDamaged):
+                raise
+            # said once, and not by every move of an outage
+            level = logging.DEBUG if self._is_away else logging.WARNING
+            self._is_away = True
+            log.log(level, "left to the repair loop: %s", cause.message)
             return "unreachable"
+        self._is_away = False
         self.ring_for(granted.leases)
         return granted.word
 

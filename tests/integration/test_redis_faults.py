@@ -129,6 +129,12 @@ def _another_type(admin: redis.Redis) -> None:
         admin.set(key, "no set")
 
 
+def _counter_garbled(admin: redis.Redis) -> None:
+    # of the right type, so that only a script that counts stumbles over it
+    for key in admin.keys("*turn"):
+        admin.set(key, "no number")
+
+
 FAULTS: list[Fault] = [
     _out_of_memory,
     _read_only,
@@ -141,6 +147,7 @@ FAULTS: list[Fault] = [
     _gate_evicted,
     _leases_evicted,
     _another_type,
+    _counter_garbled,
 ]
 
 
@@ -251,6 +258,18 @@ _SCORES = st.one_of(st.floats(allow_nan=False), st.integers(-(2**53), 2**53).map
 _NAMES = st.sampled_from(sorted(TYPES))
 
 
+class _Deep(str):
+    """Brackets in brackets; a failure must be able to name it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{self[:3]!s}... {len(self)}"
+
+
+_DEEP = _Deep("[" * 100_000)
+
+
 @st.composite
 def damages(draw: st.DrawFn) -> tuple[Any, ...]:
     """A command that leaves something at a key of ours which we never write."""
@@ -288,7 +307,7 @@ def damages(draw: st.DrawFn) -> tuple[Any, ...]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(found=st.lists(damages(), min_size=1, max_size=3), message=st.one_of(_WORDS, st.just("[" * 100_000)))
+@given(found=st.lists(damages(), min_size=1, max_size=3), message=st.one_of(_WORDS, st.just(_DEEP)))
 def test_what_anybody_writes_at_our_keys_harms_no_run(
     here: World, admin: redis.Redis, found: list[tuple[Any, ...]], message: Any
 ) -> None:
