@@ -24,6 +24,7 @@ from asm_celery.queue import scripts
 from asm_celery.states import diagram
 from asm_celery.worker.context import RunContext
 from benchmarks.targets import TARGETS, Target
+from tests.faults import summary
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 _PART: Final = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
@@ -83,6 +84,18 @@ def targets() -> str:
     )
 
 
+def long_run() -> str:
+    """Return the figures of the last long run under faults."""
+    run = summary.of((DOCS / "reports" / "chaos-hour.md").read_text())
+    return "\n\n".join(
+        (
+            "\n".join(run.head),
+            _table(("what would have broken a promise", "which", "found"), run.promises),
+            _table(("component", "fault", "times", "longest recovery", "bound"), run.faults),
+        )
+    )
+
+
 def tree() -> str:
     """Return the tree of errors as the module draws it."""
     drawn = [line for line in (errors.__doc__ or "").splitlines() if re.match(r"AsmError|[├│└]", line)]
@@ -127,6 +140,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "codes": codes,
     "tree": tree,
     "targets": targets,
+    "long_run": long_run,
     "keys": keys,
     "verbs": verbs,
     "commands": commands,
