@@ -32,6 +32,11 @@ class Place:
         return f"{self.sequence}.{self.mark}"
 
 
+def place_of(sequence: int, event_id: str) -> Place:
+    """Return the place of the event with this id."""
+    return Place(sequence, mark_of(event_id))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """A live message: the events ``first..last`` of a session are committed.
@@ -121,7 +126,7 @@ class Cursor:
         if fresh:
             last = fresh[-1]
             self.position = last.sequence
-            self.seen = Place(last.sequence, mark_of(last.event_id))
+            self.seen = place_of(last.sequence, last.event_id)
             self.known = max(self.known, last.sequence)
         return fresh
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from asm_celery.config import Config
 from asm_celery.errors import InvalidCursor
-from asm_celery.events.cursor import Cursor, Notice, Page, Place, refusal
+from asm_celery.events.cursor import Cursor, Notice, Page, Place, place_of, refusal
 from asm_celery.model import Event
 from asm_celery.states import TERMINAL_EVENTS, EventType
 
@@ -70,6 +70,7 @@ class Refuse:
 
 
 Step = Deliver | Read | Wait | End | Refuse
+Wake = Callable[[], Callable[[], object] | None]
 
 
 def trust_s(silence_s: float, *, poll_s: float) -> float:
@@ -90,7 +91,8 @@ class Feed:
         seen: an event that must stand before the first: else the feed refuses.
         run_id: only this run's events, ending after its terminal event.
         types: only events of these types; the ending event ends the feed also when it is not among them.
-        wake: called without the lock held, from any thread, when the next step may have changed.
+        wake: called unlocked, from any thread, when the next step may have changed; may return what is left
+            to do for all whom the same news woke.
         now: seconds of the monotonic clock, as in all methods.
 
     Guarantee: every matching event is delivered once, in order.  A full buffer takes no more live
@@ -103,7 +105,7 @@ class Feed:
         session_id: str,
         *,
         config: Config,
-        wake: Callable[[], None],
+        wake: Wake,
         now: float,
         from_sequence: int = 0,
         run_id: str | None = None,
@@ -117,10 +119,10 @@ class Feed:
         self._limit = config.subscriber_buffer
         self._poll_s = config.poll_s
         self._outage_s = 2 * config.connect_timeout_s
-        self._wake = wake
+        self.wake = wake
         self._lock = threading.Lock()
         self._cursor = Cursor(from_sequence, seen)
-        self._delivered = None if seen is None else str(seen)
+        self._delivered: tuple[int, str] | str | None = None if seen is None else str(seen)
         self._end = 0
         self._refused: InvalidCursor | None = None
         self._ready: deque[Event] = deque()
@@ -136,7 +138,8 @@ class Feed:
     @property
     def cursor(self) -> str | None:
         """That of the last event delivered, or where it began; None before the first event."""
-        return self._delivered
+        last = self._delivered
+        return str(place_of(*last)) if isinstance(last, tuple) else last
 
     @property
     def ended(self) -> bool:
@@ -157,14 +160,22 @@ class Feed:
             self._end = sequence or self._end
             self._look_for_the_end()
 
+    def next_event(self) -> Event | None:
+        """Return the next event if it is held; None: take a step."""
+        # without the lock: only the subscriber takes out, and what empties the buffer leaves nothing to take
+        try:
+            event = self._ready.popleft()
+        except IndexError:
+            return None
+        self._delivered = event.sequence, event.event_id
+        return event
+
     def next_step(self, now: float) -> Step:
         """Return what to do next; a Deliver has left the buffer."""
         with self._lock:
             if self._refused is not None and not self._closed:
                 return Refuse(error=self._refused)
-            if self._ready:
-                event = self._ready.popleft()
-                self._delivered = event.cursor
+            if (event := self.next_event()) is not None:
                 return Deliver(event=event)
             if self._closed or self._ended:
                 return End()
@@ -186,17 +197,20 @@ class Feed:
 
     def offer(self, notice: Notice, now: float) -> None:
         """Take a live notice: its events if they fit and follow, else the news that SQL has more."""
+        if self.takes(notice, now):
+            self._woken()
+
+    def takes(self, notice: Notice, now: float) -> bool:
+        """Do the same without waking; returns whether that is to be done."""
         with self._lock:
             if self._closed or self._ended or self._refused:
-                return
+                return False
             room = len(self._ready) + len(notice.events) <= self._limit
             fresh, gap = self._cursor.offer(notice if room else replace(notice, events=()))
             self._signals += gap
             if fresh:
                 self._news_at = now
-            changed = self._keep(fresh, notice.events) or gap
-        if changed:
-            self._wake()
+            return self._keep(fresh, notice.events) or gap
 
     def loaded(self, read: Read, page: Page, now: float) -> None:
         """Take the page that a Read asked for."""
@@ -241,20 +255,24 @@ class Feed:
         with self._lock:
             self._listening = True
             self._signals += 1
-        self._wake()
+        self._woken()
 
     def lost(self) -> None:
         """Note that the live connection is away: silence means nothing until the next `confirm`."""
         with self._lock:
             self._listening = False
-        self._wake()
+        self._woken()
 
     def close(self) -> None:
         """End at once, dropping what is held; idempotent."""
         with self._lock:
             self._closed = True
             self._ready.clear()
-        self._wake()
+        self._woken()
+
+    def _woken(self) -> None:
+        if rest := self.wake():
+            rest()
 
     def _doubt_at(self) -> float:
         silence_s = self._read_at - self._news_at if self._listening else 0.0
@@ -264,9 +282,7 @@ class Feed:
         wanted = [event for event in fresh if self._wants(event)]
         self._ready.extend(wanted)
         # also an ending event from before the place where this reader began
-        self._ended = self._ended or any(
-            event.sequence <= self._cursor.position and self._ends(event) for event in seen
-        )
+        self._ended |= any(event.sequence <= self._cursor.position and self._ends(event) for event in seen)
         return bool(wanted) or self._ended
 
     def _look_for_the_end(self) -> None:

@@ -160,8 +160,11 @@ class Hub:
         if notice is None or session_id is None:
             return
         now = time.monotonic()
-        for feed in feeds:
-            feed.offer(notice, now)
+        # all of them first: waking lets others run, who would have the rest of a crowd wait for its news
+        woken = [feed for feed in feeds if feed.takes(notice, now)]
+        for rest in {feed.wake() for feed in woken}:
+            if rest is not None:
+                rest()
         if not notice.events:
             self._waiters.ring_session(session_id)
         for event in notice.events:

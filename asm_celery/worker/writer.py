@@ -1,7 +1,8 @@
 """`EventWriter`: the one thread of a process that stores what its agents emit.
 
-A batch is one transaction.  The first event after a quiet moment is due at once; a busy attempt has a batch every
-`event_batch_ms`, or when `event_batch_size` events wait.  When the database is away it tries again, in order, with growing pauses.
+A batch is one transaction.  The first event after a quiet moment is due at once; a busy attempt has a batch
+every `event_batch_ms`, or when `event_batch_size` events wait.  When the database is away it tries again, in
+order, with growing pauses.
 """
 
 from __future__ import annotations
