@@ -36,6 +36,8 @@ _PATIENCE_S: Final = 1.0
 # not slow every commit, and one that is back must be noticed soon.
 _SHORTEST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 15.0
+# made once: json.dumps would make one for each message
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _reported: set[str] = set()
 
 
@@ -155,4 +157,4 @@ def decode(message: bytes) -> Notice | None:
 
 
 def _json(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode()
+    return _ENCODER.encode(body).encode()
