@@ -52,9 +52,6 @@ def encode(value: Any, *, what: str, max_bytes: int) -> str:
     Raises:
         InvalidInput: not JSON, nested more than 64 deep, or too large; names `what`, the rule and the remedy.
     """
-    if type(value) is dict and not value:
-        # what most metadata is
-        return "{}"
     try:
         _check_shape(value, max_bytes)
         text = _ENCODER.encode(value)
@@ -79,12 +76,8 @@ def decode(text: str | None) -> Any:
     Raises:
         StorageError: it is not what was written: the database's files or its answer are damaged.
     """
-    if text is None:
-        return None
-    if text == "{}":
-        return {}
     try:
-        return json.loads(text)
+        return None if text is None else json.loads(text)
     except ValueError as cause:
         raise StorageError(
             f"the database gave {text!r:.60} for what was stored as JSON: its files are damaged, restore them "

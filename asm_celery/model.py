@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Self, TypeVar
 
 from asm_celery.checks import check_count, check_new_session_id
@@ -385,13 +384,10 @@ def _to_map(record: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name in record.__dataclass_fields__:
         value = getattr(record, name)
-        # asked in this order and of the very type, because each live event passes here
-        kind = type(value)
-        if kind is not str and kind is not dict and kind is not int:
-            if isinstance(value, datetime):
-                value = value.isoformat()
-            elif isinstance(value, str):
-                value = str(value)
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        elif isinstance(value, str):
+            value = str(value)
         plain[name] = value
     return plain
 
@@ -408,24 +404,19 @@ def _require(source: Mapping[str, Any], what: str, *names: str) -> None:
 
 def _from_map(kind: type[_Record], source: Mapping[str, Any], **ready: Any) -> _Record:
     values: dict[str, Any] = {}
-    for name, is_time in _fields_of(kind):  # type: ignore[arg-type]  # mypy: a type is hashable
+    for description in fields(kind):  # type: ignore[arg-type]
+        name = description.name
         if name in ready:
             values[name] = ready[name]
         elif name in source:
             value = source[name]
-            if is_time and isinstance(value, str):
+            if "datetime" in str(description.type) and isinstance(value, str):
                 try:
                     value = datetime.fromisoformat(value)
                 except ValueError:
                     raise InvalidInput(f"{name}={shown(value)} is not an ISO 8601 time") from None
             values[name] = value
     return kind(**values)
-
-
-@cache
-def _fields_of(kind: type) -> list[tuple[str, bool]]:
-    """Return the names of a record's fields, and whether each holds a time."""
-    return [(one.name, "datetime" in str(one.type)) for one in fields(kind)]
 
 
 def with_sequences(events: list[Event], first: int) -> list[Event]:

@@ -36,8 +36,6 @@ _PATIENCE_S: Final = 1.0
 # not slow every commit, and one that is back must be noticed soon.
 _SHORTEST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 15.0
-# made once: json.dumps would make one for each message
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _reported: set[str] = set()
 
 
@@ -157,4 +155,4 @@ def decode(message: bytes) -> Notice | None:
 
 
 def _json(body: dict[str, Any]) -> bytes:
-    return _ENCODER.encode(body).encode()
+    return json.dumps(body, separators=(",", ":")).encode()

@@ -32,11 +32,6 @@ class Place:
         return f"{self.sequence}.{self.mark}"
 
 
-def place_of(sequence: int, event_id: str) -> Place:
-    """Return the place of the event with this id."""
-    return Place(sequence, mark_of(event_id))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """A live message: the events ``first..last`` of a session are committed.
@@ -85,9 +80,6 @@ class Cursor:
         self.known = seen.sequence if seen else 0
         """How far the log is known to go."""
         self._is_doubtful = False
-        self._is_told = False
-        # ids of the last page, by sequence, for as long as the notices of its events may still come
-        self._ids: dict[int, str] = {}
 
     def offer(self, notice: Notice) -> tuple[list[Event], bool]:
         """Take a live notice.
@@ -95,18 +87,16 @@ class Cursor:
         Returns:
             the events that are new, in order, and whether something before or in it must be read from SQL.
         """
-        self._is_told = True
         if self.seen is not None and notice.events and notice.first <= self.seen.sequence <= notice.last:
             same = mark_of(notice.events[self.seen.sequence - notice.first].event_id) == self.seen.mark
         else:
-            same = notice.last > self.position or self._has_read(notice)
+            same = notice.last > self.position
         if notice.last <= self.position and same:
             return [], False
         # An old notice may be late, or tell of another history, whose next event would seem to follow.
         self._is_doubtful = self._is_doubtful or not same
         if notice.first > self.position + 1 or not notice.events or self._is_doubtful:
             return [], notice.last > self.position
-        self._ids = {}
         return self._take(notice.events), False
 
     def loaded(self, page: Page, session_id: str = "") -> list[Event]:
@@ -119,9 +109,6 @@ class Cursor:
             fresh.append(pruned(session_id, page.first))
             self.position = page.first - 1
         fresh += self._take(page.events)
-        # The notices of what was read come late.  Were they doubted, the next one would have SQL read again, ahead
-        # of them again, for as long as they lag.  Who hears none, as most who wait, needs no ids.
-        self._ids = {event.sequence: event.event_id for event in page.events} if self._is_told else {}
         if not page.full:
             # what the filter left out up to the head need never be read again
             self.position = max(self.position, page.head)
@@ -129,20 +116,12 @@ class Cursor:
         self._is_doubtful = False
         return fresh
 
-    def _has_read(self, notice: Notice) -> bool:
-        """Return whether the last page is known to hold the events of a late notice."""
-        for event in reversed(notice.events):
-            read = self._ids.get(event.sequence)
-            if read is not None:
-                return read == event.event_id
-        return False
-
     def _take(self, events: Iterable[Event]) -> list[Event]:
         fresh = [event for event in events if event.sequence > self.position]
         if fresh:
             last = fresh[-1]
             self.position = last.sequence
-            self.seen = place_of(last.sequence, last.event_id)
+            self.seen = Place(last.sequence, mark_of(last.event_id))
             self.known = max(self.known, last.sequence)
         return fresh
 

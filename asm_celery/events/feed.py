@@ -14,7 +14,7 @@ from typing import Final
 
 from asm_celery.config import Config
 from asm_celery.errors import InvalidCursor
-from asm_celery.events.cursor import Cursor, Notice, Page, Place, place_of, refusal
+from asm_celery.events.cursor import Cursor, Notice, Page, Place, refusal
 from asm_celery.model import Event
 from asm_celery.states import TERMINAL_EVENTS, EventType
 
@@ -70,7 +70,6 @@ class Refuse:
 
 
 Step = Deliver | Read | Wait | End | Refuse
-Wake = Callable[[], Callable[[], object] | None]
 
 
 def trust_s(silence_s: float, *, poll_s: float) -> float:
@@ -91,8 +90,7 @@ class Feed:
         seen: an event that must stand before the first: else the feed refuses.
         run_id: only this run's events, ending after its terminal event.
         types: only events of these types; the ending event ends the feed also when it is not among them.
-        wake: called unlocked, from any thread, when the next step may have changed; may return what is left
-            to do for all whom the same news woke.
+        wake: called without the lock held, from any thread, when the next step may have changed.
         now: seconds of the monotonic clock, as in all methods.
 
     Guarantee: every matching event is delivered once, in order.  A full buffer takes no more live
@@ -105,7 +103,7 @@ class Feed:
         session_id: str,
         *,
         config: Config,
-        wake: Wake,
+        wake: Callable[[], None],
         now: float,
         from_sequence: int = 0,
         run_id: str | None = None,
@@ -119,10 +117,10 @@ class Feed:
         self._limit = config.subscriber_buffer
         self._poll_s = config.poll_s
         self._outage_s = 2 * config.connect_timeout_s
-        self.wake = wake
+        self._wake = wake
         self._lock = threading.Lock()
         self._cursor = Cursor(from_sequence, seen)
-        self._delivered: tuple[int, str] | str | None = None if seen is None else str(seen)
+        self._delivered = None if seen is None else str(seen)
         self._end = 0
         self._refused: InvalidCursor | None = None
         self._ready: deque[Event] = deque()
@@ -138,8 +136,7 @@ class Feed:
     @property
     def cursor(self) -> str | None:
         """That of the last event delivered, or where it began; None before the first event."""
-        last = self._delivered
-        return str(place_of(*last)) if isinstance(last, tuple) else last
+        return self._delivered
 
     @property
     def ended(self) -> bool:
@@ -160,22 +157,14 @@ class Feed:
             self._end = sequence or self._end
             self._look_for_the_end()
 
-    def next_event(self) -> Event | None:
-        """Return the next event if it is held; None: take a step."""
-        # without the lock: only the subscriber takes out, and what empties the buffer leaves nothing to take
-        try:
-            event = self._ready.popleft()
-        except IndexError:
-            return None
-        self._delivered = event.sequence, event.event_id
-        return event
-
     def next_step(self, now: float) -> Step:
         """Return what to do next; a Deliver has left the buffer."""
         with self._lock:
             if self._refused is not None and not self._closed:
                 return Refuse(error=self._refused)
-            if (event := self.next_event()) is not None:
+            if self._ready:
+                event = self._ready.popleft()
+                self._delivered = event.cursor
                 return Deliver(event=event)
             if self._closed or self._ended:
                 return End()
@@ -197,20 +186,17 @@ class Feed:
 
     def offer(self, notice: Notice, now: float) -> None:
         """Take a live notice: its events if they fit and follow, else the news that SQL has more."""
-        if self.takes(notice, now):
-            self._woken()
-
-    def takes(self, notice: Notice, now: float) -> bool:
-        """Do the same without waking; returns whether that is to be done."""
         with self._lock:
             if self._closed or self._ended or self._refused:
-                return False
+                return
             room = len(self._ready) + len(notice.events) <= self._limit
             fresh, gap = self._cursor.offer(notice if room else replace(notice, events=()))
             self._signals += gap
             if fresh:
                 self._news_at = now
-            return self._keep(fresh, notice.events) or gap
+            changed = self._keep(fresh, notice.events) or gap
+        if changed:
+            self._wake()
 
     def loaded(self, read: Read, page: Page, now: float) -> None:
         """Take the page that a Read asked for."""
@@ -255,24 +241,20 @@ class Feed:
         with self._lock:
             self._listening = True
             self._signals += 1
-        self._woken()
+        self._wake()
 
     def lost(self) -> None:
         """Note that the live connection is away: silence means nothing until the next `confirm`."""
         with self._lock:
             self._listening = False
-        self._woken()
+        self._wake()
 
     def close(self) -> None:
         """End at once, dropping what is held; idempotent."""
         with self._lock:
             self._closed = True
             self._ready.clear()
-        self._woken()
-
-    def _woken(self) -> None:
-        if rest := self.wake():
-            rest()
+        self._wake()
 
     def _doubt_at(self) -> float:
         silence_s = self._read_at - self._news_at if self._listening else 0.0
@@ -282,7 +264,9 @@ class Feed:
         wanted = [event for event in fresh if self._wants(event)]
         self._ready.extend(wanted)
         # also an ending event from before the place where this reader began
-        self._ended |= any(event.sequence <= self._cursor.position and self._ends(event) for event in seen)
+        self._ended = self._ended or any(
+            event.sequence <= self._cursor.position and self._ends(event) for event in seen
+        )
         return bool(wanted) or self._ended
 
     def _look_for_the_end(self) -> None:

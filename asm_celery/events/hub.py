@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 # Awaited runs of one SELECT: bounds the memory of an answer and the length of the statement.
 _CHUNK: Final = 500
-# So few are asked for one by one: a statement that is kept costs a fifth of one that is made for its list.
-_FEW: Final = 4
 
 _T = TypeVar("_T")
 Hear = Callable[[bytes], None]
@@ -162,11 +160,8 @@ class Hub:
         if notice is None or session_id is None:
             return
         now = time.monotonic()
-        # all of them first: waking lets others run, who would have the rest of a crowd wait for its news
-        woken = [feed for feed in feeds if feed.takes(notice, now)]
-        for rest in {feed.wake() for feed in woken}:
-            if rest is not None:
-                rest()
+        for feed in feeds:
+            feed.offer(notice, now)
         if not notice.events:
             self._waiters.ring_session(session_id)
         for event in notice.events:
@@ -210,7 +205,7 @@ class Hub:
     def _answer(self, run_ids: list[str]) -> None:
         for start in range(0, len(run_ids), _CHUNK):
             try:
-                ended = self._ended(run_ids[start : start + _CHUNK])
+                ended = self._log.ended_runs(run_ids[start : start + _CHUNK])
             except StorageError as cause:
                 # the next poll asks again
                 log.debug("awaited runs cannot be read: %s", cause)
@@ -218,13 +213,6 @@ class Hub:
             for run in ended:
                 for callback in self._waiters.answered(run.run_id):
                     _guarded(callback, run)
-
-    def _ended(self, run_ids: list[str]) -> list[Run]:
-        if len(run_ids) > _FEW:
-            return self._log.ended_runs(run_ids)
-        with self._log.store.read() as transaction:
-            found = [transaction.runs.get(run_id) for run_id in run_ids]
-        return [run for run in found if run is not None and run.is_terminal]
 
     def _beat(self) -> None:
         with self._lock:

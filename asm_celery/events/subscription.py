@@ -99,9 +99,6 @@ class Subscription:
             CursorAhead, CursorMismatch: the log is not the one that was followed any more: its database
                 was restored.  Every further call says so.
         """
-        held = self._feed.next_event()
-        if held is not None:
-            return held
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             # before the step: what changes after it is not slept through

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -82,12 +80,8 @@ class AsyncSubscription:
 
     async def get(self, timeout: float | None = None) -> Event | None:
         """Return the next event; see `Subscription.get`."""
-        held = self._feed.next_event()
-        if held is not None:
-            return held
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._is_attached:
-            await self._attach()
+        await self._attach()
         while True:
             # before the step: what changes after it is not slept through
             self._bell.clear()
@@ -117,7 +111,7 @@ class AsyncSubscription:
         return self
 
     async def __anext__(self) -> Event:
-        event = self._feed.next_event() or await self.get()
+        event = await self.get()
         if event is None:
             raise StopAsyncIteration
         return event
@@ -158,65 +152,24 @@ class AsyncSubscription:
             self._feed.loaded(read, page, time.monotonic())
 
 
-class _Caller:
-    """Calls tasks of one loop, from any thread: one knock at the loop for all of them."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._called: deque[asyncio.Future[None]] = deque()
-        self._is_knocked = False
-
-    def call(self, future: asyncio.Future[None]) -> None:
-        """Have the task wake that waits for this; `knock` must follow."""
-        self._called.append(future)
-
-    def knock(self) -> None:
-        # Order matters: the loop takes the knock back and then looks who is called.
-        if self._is_knocked:
-            return
-        self._is_knocked = True
-        # a closed loop raises: then nobody waits any more
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._answer)
-
-    def _answer(self) -> None:
-        self._is_knocked = False
-        while self._called:
-            _resolve(self._called.popleft())
-
-
-class _Callers(threading.local):
-    """The caller of the loop that runs in this thread."""
-
-    last: _Caller | None = None
-
-    def of(self, loop: asyncio.AbstractEventLoop) -> _Caller:
-        if self.last is None or self.last.loop is not loop:
-            self.last = _Caller(loop)
-        return self.last
-
-
-_callers = _Callers()
-
-
 class _Bell:
     """Wakes the one task that waits, from any thread; indifferent to loops that are closed."""
 
     def __init__(self) -> None:
         self._is_rung = False
-        self._waiting: tuple[_Caller, asyncio.Future[None]] | None = None
+        self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
-    def ring(self) -> Callable[[], None] | None:
+    def ring(self) -> None:
         # Order matters: the task says that it waits and then looks, this rings and then looks.
         if self._is_rung:
-            return None
+            return
         self._is_rung = True
         waiting = self._waiting
-        if waiting is None:
-            return None
-        caller, future = waiting
-        caller.call(future)
-        return caller.knock
+        if waiting is not None:
+            loop, future = waiting
+            # a closed loop raises: then nobody waits any more
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, future)
 
     def clear(self) -> None:
         self._is_rung = False
@@ -224,14 +177,12 @@ class _Bell:
     async def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        alarm = loop.call_later(seconds, _resolve, future)
-        self._waiting = _callers.of(loop), future
+        self._waiting = loop, future
         try:
             if not self._is_rung:
-                await future
+                await asyncio.wait((future,), timeout=seconds)
         finally:
             self._waiting = None
-            alarm.cancel()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -211,7 +211,7 @@ class Submission:
     def _accept_for_certain(
         self, session: Session, run: Run, options: SubmitOptions, text: str, metadata: str
     ) -> tuple[Run, Counter, Stops]:
-        session_id, fingerprint = session.session_id, digest(text)
+        session_id = session.session_id
 
         def unit(tx: LogTransaction) -> tuple[Run, Counter, Stops, int]:
             stops = Stops()
@@ -222,7 +222,7 @@ class Submission:
                 raise SessionNotFound(
                     f"there is no session {session_id!r}: it was deleted", details={"session_id": session_id}
                 )
-            self._refuse_known_key(tx, session_id, options.idempotency_key, fingerprint)
+            self._refuse_known_key(tx, session_id, options.idempotency_key, digest(text))
             if options.on_busy == "interrupt" and tx.runs.count_open(session_id) != len(stops.told):
                 # a run was submitted between the locks of the runs and that of the counter
                 raise _LineMoved
@@ -231,7 +231,7 @@ class Submission:
             depth = tx.runs.count_open(session_id) - len(stops.told)
             refuse_full(session, options.on_busy, depth)
             placed = self._placed(tx, run, counter.last_position, options)
-            tx.runs.insert(placed, input_text=text, input_digest=fingerprint, metadata=metadata)
+            tx.runs.insert(placed, input_text=text, input_digest=digest(text), metadata=metadata)
             queued = Event.new(
                 EventType.RUN_QUEUED,
                 session_id,

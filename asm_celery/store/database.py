@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, exc
 
@@ -29,16 +29,6 @@ from asm_celery.store.operators import ControlHistory, Executors, Settings
 from asm_celery.store.runs import Runs
 from asm_celery.store.sessions import Agents, Sessions
 from asm_celery.store.strokes import Strokes
-
-
-class _Lock(Protocol):
-    """A lock or a semaphore."""
-
-    def acquire(self, *, timeout: float) -> bool:
-        """Take it; False: it was not free in time."""
-
-    def release(self) -> None:
-        """Let another have it."""
 
 
 class Transaction:
@@ -127,48 +117,33 @@ class Store:
             MigrationRequired: the tables are missing or old.
         """
         wait_s = self.patience_s if is_beat else WRITER_PATIENCE_S
-        # one block for all of it: a generator for each lock would cost as much as a small statement
-        held: list[_Lock] = []
-        try:
-            if not is_beat:
-                self._take(held, self._writing, self.patience_s)
-                self._take(held, self._seats, self.patience_s)
-            if self._writer is not None:
-                self._take(held, self._writer, wait_s)
-            with self._begun(wait_s, at_once) as connection:
-                try:
-                    yield Transaction(connection, self._where)
-                except BaseException as cause:
-                    with suppress(exc.DBAPIError):
-                        connection.rollback()
-                    if isinstance(cause, exc.DBAPIError) and cause.connection_invalidated:
-                        if at_once and not is_definite(cause.orig):
-                            raise self._unknown("a statement") from cause
-                        # it was cut before COMMIT, so it is certain that nothing was written
-                        raise Conflict(
-                            "the connection was cut before COMMIT: try again", details={"reason": "cut"}
-                        ) from cause
-                    raise
-                # a stroke has committed by itself
-                if not at_once:
-                    self._commit(connection)
-        except exc.SQLAlchemyError as cause:
-            raise self._taught(cause) from cause
-        finally:
-            _free(held)
+        with (
+            self._taught(),
+            self._seated(self._writing, is_beat),
+            self._seated(self._seats, is_beat),
+            self._exclusive(wait_s),
+            self._begun(wait_s, at_once) as connection,
+        ):
+            try:
+                yield Transaction(connection, self._where)
+            except BaseException as cause:
+                with suppress(exc.DBAPIError):
+                    connection.rollback()
+                if isinstance(cause, exc.DBAPIError) and cause.connection_invalidated:
+                    if at_once and not is_definite(cause.orig):
+                        raise self._unknown("a statement") from cause
+                    # it was cut before COMMIT, so it is certain that nothing was written
+                    raise Conflict(
+                        "the connection was cut before COMMIT: try again", details={"reason": "cut"}
+                    ) from cause
+                raise
+            self._commit(connection)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """Open a reading connection; each statement sees what is committed when it begins."""
-        held: list[_Lock] = []
-        try:
-            self._take(held, self._seats, self.patience_s)
-            with self._engine.connect() as connection:
-                yield Transaction(connection)
-        except exc.SQLAlchemyError as cause:
-            raise self._taught(cause) from cause
-        finally:
-            _free(held)
+        with self._taught(), self._seated(self._seats), self._engine.connect() as connection:
+            yield Transaction(connection)
 
     def close(self) -> None:
         """Close all connections; a later use opens them anew."""
@@ -210,17 +185,40 @@ class Store:
                 raise
             raise self._unknown("COMMIT") from cause
 
-    def _take(self, held: list[_Lock], lock: _Lock, wait_s: float) -> None:
-        if not lock.acquire(timeout=wait_s):
+    @contextmanager
+    def _seated(self, seats: threading.BoundedSemaphore, is_beat: bool = False) -> Iterator[None]:
+        if is_beat:
+            yield
+            return
+        if not seats.acquire(timeout=self.patience_s):
             raise self._crowded()
-        held.append(lock)
+        try:
+            yield
+        finally:
+            seats.release()
 
-    def _taught(self, cause: exc.SQLAlchemyError) -> StorageError:
-        if isinstance(cause, exc.DBAPIError):
-            return typed(cause, self._where)
-        if isinstance(cause, exc.TimeoutError):
-            return self._crowded()
-        return StorageError(f"the database library refused: {cause}")
+    @contextmanager
+    def _exclusive(self, wait_s: float) -> Iterator[None]:
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=wait_s):
+            raise self._crowded()
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _taught(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.DBAPIError as cause:
+            raise typed(cause, self._where) from cause
+        except exc.TimeoutError as cause:
+            raise self._crowded() from cause
+        except exc.SQLAlchemyError as cause:
+            raise StorageError(f"the database library refused: {cause}") from cause
 
     def _unknown(self, what: str) -> CommitUnknown:
         return CommitUnknown(
@@ -234,8 +232,3 @@ class Store:
             "pool_size",
             details={"reason": "pool"},
         )
-
-
-def _free(held: list[_Lock]) -> None:
-    while held:
-        held.pop().release()

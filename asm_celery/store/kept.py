@@ -7,17 +7,13 @@ is a text, the order of its parameters and the names of its columns.  Errors are
 
 from __future__ import annotations
 
-import re
 from collections import namedtuple
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Dialect, TypeDecorator, bindparam, func, insert, select
 from sqlalchemy.dialects.postgresql import ARRAY
-
-# a parameter in a statement for psycopg, or a percent sign
-_MARK: Final = re.compile(r"%\((.+?)\)s|%%")
 
 
 class Kept:
@@ -78,11 +74,9 @@ class _Text:
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
         self.sql = str(compiled)
+        self._is_positional = compiled.positional
         binds = {name: bind for bind, name in compiled.bind_names.items()}
         self._names = list(compiled.positiontup if compiled.positional else binds)
-        self._is_named = not compiled.positional
-        # as the server takes it: psycopg looks for the parameters of a long statement at each execution
-        self.numbered = _MARK.sub(self._number, self.sql).encode() if self._is_named else None
         self._slots = [
             (binds[name].key if binds[name].required else None, binds[name].value) for name in self._names
         ]
@@ -90,7 +84,7 @@ class _Text:
         self._binding = [(place, convert) for place, convert in enumerate(converts) if convert]
         columns = statement.exported_columns
         self.has_rows = bool(columns)
-        # of what drivers return, only the types of our own mean something else (and NULL means nothing in each)
+        # of what drivers return, only the types of our own mean something else
         self._reading: list[tuple[int, Any]] = [
             (place, column.type.result_processor(dialect, None))
             for place, column in enumerate(columns)
@@ -99,61 +93,45 @@ class _Text:
         record: Any = namedtuple  # noqa: PYI024 - the names of its fields are known only here
         self._make = record("Row", columns.keys(), rename=True)._make
 
-    def parameters(self, values: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the values in the order of the parameters, as the driver takes them."""
+    def parameters(self, values: dict[str, Any]) -> Any:
+        """Return the values as the driver takes them."""
         taken = [constant if name is None else values[name] for name, constant in self._slots]
         for place, convert in self._binding:
             taken[place] = convert(taken[place])
-        return tuple(taken)
-
-    def named(self, parameters: tuple[Any, ...] | list[tuple[Any, ...]]) -> Any:
-        """Return parameters as `sql` names them."""
-        if not self._is_named:
-            return parameters
-        if isinstance(parameters, list):
-            return [self.named(one) for one in parameters]
-        return dict(zip(self._names, parameters, strict=True))
+        return tuple(taken) if self._is_positional else dict(zip(self._names, taken, strict=True))
 
     def row(self, row: Sequence[Any]) -> Any:
         """Return a row of the driver with names."""
         if self._reading:
             row = list(row)
             for place, convert in self._reading:
-                if row[place] is not None:
-                    row[place] = convert(row[place])
+                row[place] = convert(row[place])
         return self._make(row)
-
-    def _number(self, found: re.Match[str]) -> str:
-        return "%" if found[1] is None else f"${self._names.index(found[1]) + 1}"
 
 
 def _execute(connection: Connection, text: _Text, parameters: Any) -> list[Any]:
     if _is_heard(connection):
-        told = connection.exec_driver_sql(text.sql, text.named(parameters))
+        told = connection.exec_driver_sql(text.sql, parameters)
         return list(told.all()) if told.returns_rows else []
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection
-    cursor: Any = None
-    sql: str | bytes
+    cursor = None
     try:
-        if text.numbered is None:
-            cursor, sql = driver.cursor(), text.sql
-        else:
-            cursor, sql = connection.dialect.loaded_dbapi.RawCursor(driver.dbapi_connection), text.numbered
+        cursor = driver.cursor()
         if not isinstance(parameters, list):
-            cursor.execute(sql, parameters)
+            cursor.execute(text.sql, parameters)
         elif len(parameters) == 1:
             # for one row a driver's way for many is a longer one
-            cursor.execute(sql, parameters[0])
+            cursor.execute(text.sql, parameters[0])
         else:
-            cursor.executemany(sql, parameters)
+            cursor.executemany(text.sql, parameters)
         # asked of the cursor, it would describe each of its columns
         rows = cursor.fetchall() if text.has_rows else []
         cursor.close()
     except BaseException as cause:  # noqa: BLE001 - as SQLAlchemy does, it also sees a Ctrl-C and raises it again
         # what it does for its own: names the error, and gives up the connection if it was cut
-        connection._handle_dbapi_exception(cause, text.sql, text.named(parameters), cursor, None)
+        connection._handle_dbapi_exception(cause, text.sql, parameters, cursor, None)
     return rows
 
 

@@ -37,12 +37,8 @@ SAID: Final = [column for column in events.c if column.name not in ("session_id"
 
 
 @cache
-def told_of_move(move: Kept, is_one: bool) -> Kept:
-    """A move of a run, then the draw of numbers, then its events; nothing where the move's guard fails.
-
-    Args:
-        is_one: for one event, whose columns are given as they are; psycopg takes 10 us for each array.
-    """
+def told_of_move(move: Kept) -> Kept:
+    """A move of a run, then the draw of numbers, then its events; nothing where the move's guard fails."""
     count = bindparam("p_count", type_=BigInteger)
     moved = move.statement.cte("moved")
     drawn = (
@@ -52,32 +48,25 @@ def told_of_move(move: Kept, is_one: bool) -> Kept:
         .returning(session_counters.c.last_sequence)
         .cte("drawn")
     )
-    rows = _one(drawn) if is_one else _several(drawn, count)
-    told = (
-        insert(events)
-        .from_select(["session_id", "sequence", *(column.name for column in SAID)], rows)
-        .cte("told")
-    )
-    return Kept(select(moved, drawn.c.last_sequence.label("drawn")).add_cte(told))
-
-
-def _one(drawn: Any) -> Any:
-    given = [bindparam(f"e_{column.name}", type_=column.type) for column in SAID]
-    return select(_P_SESSION_ID, drawn.c.last_sequence, *given)
-
-
-def _several(drawn: Any, count: Any) -> Any:
     given = [bindparam(f"e_{column.name}", type_=ARRAY(column.type)) for column in SAID]
     said = (
         func.unnest(*given)
         .table_valued(*(column.name for column in SAID), with_ordinality="place", name="said")
         .render_derived()
     )
-    return select(
-        _P_SESSION_ID,
-        drawn.c.last_sequence - count + said.c.place,
-        *(said.c[column.name] for column in SAID),
+    told = (
+        insert(events)
+        .from_select(
+            ["session_id", "sequence", *(column.name for column in SAID)],
+            select(
+                _P_SESSION_ID,
+                drawn.c.last_sequence - count + said.c.place,
+                *(said.c[column.name] for column in SAID),
+            ),
+        )
+        .cte("told")
     )
+    return Kept(select(moved, drawn.c.last_sequence.label("drawn")).add_cte(told))
 
 
 @cache

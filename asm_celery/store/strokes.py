@@ -105,13 +105,8 @@ class Strokes:
         self, move: Kept, session_id: str, said: Sequence[Event], **values: Any
     ) -> tuple[Any, list[Event]] | None:
         rows = [row_of(event) for event in said]
-        is_one = len(rows) == 1
-        given: dict[str, Any]
-        if is_one:
-            given = {f"e_{name}": value for name, value in rows[0].items()}
-        else:
-            given = {f"e_{column.name}": [row[column.name] for row in rows] for column in stroke_moves.SAID}
-        row = stroke_moves.told_of_move(move, is_one).first(
+        given = {f"e_{column.name}": [row[column.name] for row in rows] for column in stroke_moves.SAID}
+        row = stroke_moves.told_of_move(move).first(
             self._connection, p_session_id=session_id, p_count=len(rows), **given, **values
         )
         return None if row is None else (row, with_sequences(list(said), row.drawn - len(rows) + 1))

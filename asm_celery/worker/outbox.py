@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,24 +42,16 @@ class Leftover:
 
 
 class Outbox:
-    """One attempt's waiting events; made by `EventWriter.open`.
-
-    Args:
-        window_s: batches that are not full come so far apart, over time.
-        lock, wake: the writer's.
-        clock: seconds that only rise.
-    """
+    """One attempt's waiting events; made by `EventWriter.open`."""
 
     def __init__(
         self,
         attempt: Attempt,
         claim: Claim,
         *,
-        window_s: float,
         batch_size: int,
         lock: threading.Lock,
         wake: threading.Condition,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.attempt = attempt
         self.claim = claim
@@ -68,13 +59,10 @@ class Outbox:
         self.position = 0
         self.is_writing = False
         self.failure: AsmError | None = None
-        self._window_s = window_s
         self._batch_size = batch_size
-        self._clock = clock
         self._waiting: deque[tuple[Event, int]] = deque()
         self._bytes = 0
-        # when what waits is due, and up to when the batches so far use up their windows
-        self._due_at = self._used_until = clock()
+        self._oldest_at = 0.0
         self._is_closed = False
         self._changed = threading.Condition(lock)
         self._writer = wake
@@ -103,9 +91,7 @@ class Outbox:
                     break
                 self._changed.wait(_LOOK_S)
             if not self._waiting:
-                # Batches may come a window early: else the one late event of an agent that says one a window
-                # would make all that follow it wait.
-                self._due_at = max(self._clock(), self._used_until - self._window_s)
+                self._oldest_at = time.monotonic()
             self._waiting.append((event, size))
             self._bytes += size
             if len(self._waiting) in (1, self._batch_size):
@@ -114,25 +100,20 @@ class Outbox:
 
     # The rest is the writer's; it holds the lock.
 
-    @property
-    def due_at(self) -> float | None:
-        """When the next batch is due (maybe long ago); None if there is nothing to write."""
+    def due_at(self, window_s: float) -> float | None:
+        """Return when the next batch is due (monotonic, maybe past); None if there is nothing to write."""
         if self.batch or len(self._waiting) >= self._batch_size:
             return 0.0
-        return self._due_at if self._waiting else None
+        return self._oldest_at + window_s if self._waiting else None
 
     def take(self) -> list[Event]:
         """Return the batch to write: the unanswered one as it was, else the next."""
         if not self.batch:
-            # Each uses up a window from when it was due: counted from when the writer came to take it, its
-            # lateness would add up.  Full batches come sooner, and what follows them waits for one at most.
-            used = min(max(self._due_at, self._used_until), self._clock() + self._window_s)
-            self._due_at, self._used_until = used, used + self._window_s
-            self._due_at = used
             count = min(self._batch_size, len(self._waiting))
             taken = [self._waiting.popleft() for _ in range(count)]
             self.batch = [event for event, _ in taken]
             self._bytes -= sum(size for _, size in taken)
+            self._oldest_at = time.monotonic()
             self._changed.notify_all()
         return self.batch
 

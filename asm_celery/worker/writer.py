@@ -1,8 +1,7 @@
 """`EventWriter`: the one thread of a process that stores what its agents emit.
 
-A batch is one transaction.  The first event after a quiet moment is due at once; a busy attempt has a batch
-every `event_batch_ms`, or when `event_batch_size` events wait.  When the database is away it tries again, in
-order, with growing pauses.
+A batch is due when its oldest event has waited `event_batch_ms` or when `event_batch_size` wait: one
+transaction a batch.  When the database is away it tries again, in order, with growing pauses.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class EventWriter:
 
     Args:
         append: ``coordinator.append``: one transaction; raises LeaseLost and StorageConnectionFailed.
-        batch_s: how long an event may wait for companions at most.
+        batch_s: how long an event may wait for companions.
         batch_size: how many events go into one transaction at most.
     """
 
@@ -47,14 +46,7 @@ class EventWriter:
 
     def open(self, attempt: Attempt, claim: Claim) -> Outbox:
         """Return the outbox of an attempt that begins."""
-        box = Outbox(
-            attempt,
-            claim,
-            window_s=self._batch_s,
-            batch_size=self._batch_size,
-            lock=self._lock,
-            wake=self._wake,
-        )
+        box = Outbox(attempt, claim, batch_size=self._batch_size, lock=self._lock, wake=self._wake)
         with self._lock:
             self._boxes[box] = None
             if self._thread is None:
@@ -95,7 +87,7 @@ class EventWriter:
         while not self._is_stopping:
             soonest, wait = None, None
             for box in self._boxes:
-                due = box.due_at
+                due = box.due_at(self._batch_s)
                 if due is not None and (wait is None or due < wait):
                     soonest, wait = box, due
             left = None if wait is None else wait - time.monotonic()

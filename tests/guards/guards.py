@@ -202,7 +202,7 @@ GUARDS: Final[dict[str, Guard]] = {
     # what is admitted, and where a session may go
     "submit: key": Guard(
         SUBMISSION,
-        "            self._refuse_known_key(tx, session_id, options.idempotency_key, fingerprint)\n",
+        "            self._refuse_known_key(tx, session_id, options.idempotency_key, digest(text))\n",
         "",
         "test_a_key_is_one_run",
     ),

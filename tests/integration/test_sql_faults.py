@@ -425,10 +425,10 @@ def test_an_unanswered_commit_is_not_taken_for_one_that_failed(
 
         def lost(store: Store, connection: Any) -> None:
             commit(store, connection)
-            monkeypatch.setattr(Store, "_begun", away)
+            monkeypatch.setattr(Store, "_exclusive", away)
             raise CommitUnknown("lost")
 
-        def away(store: Store, wait_s: float, at_once: bool) -> Any:
+        def away(store: Store, wait_s: float) -> Any:
             raise StorageConnectionFailed("away")
 
         monkeypatch.setattr(Store, "_commit", lost)

@@ -7,7 +7,7 @@ import gc
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
@@ -18,7 +18,6 @@ from asm_celery.config import Config
 from asm_celery.errors import StorageConnectionFailed
 from asm_celery.events.log import EventLog
 from asm_celery.events.subscription import Subscription
-from asm_celery.events.subscription_async import AsyncSubscription
 from asm_celery.model import Event
 from tests.following import LossyBus, Place, SilentBus, place
 from tests.waiting import await_until, wait_until
@@ -407,38 +406,3 @@ def test_closing_the_hub_ends_open_subscriptions(sqlite_config: Config) -> None:
         here.hub.close()
 
         assert waiting.result(timeout=20) is None
-
-
-def test_news_for_a_crowd_is_one_knock_at_its_loop(
-    sqlite_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each knock lets the loop's thread go first, and the rest of the crowd would wait for its news."""
-    with place(sqlite_config, poll_s=60.0) as here, loop_thread() as loop:
-        session_id = here.session()
-        crowd = [here.follow_async(session_id) for _ in range(20)]
-        for one in crowd:
-            asyncio.run_coroutine_threadsafe(one.get(20), loop).result(20)
-        futures = [asyncio.run_coroutine_threadsafe(one.get(20), loop) for one in crowd]
-        wait_until(lambda: all(rests(one) for one in crowd), description="all of them wait for news only")
-        knocks: list[object] = []
-        knock = loop.call_soon_threadsafe
-
-        def counted(callback: Callable[[], object], *rest: object) -> object:
-            knocks.append(callback)
-            return knock(callback, *rest)
-
-        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-        here.say(session_id)
-        told = [future.result(20) for future in futures]
-        monkeypatch.undo()
-
-        assert [2] * 20 == [event.sequence for event in told if event is not None]
-        assert 1 == len(knocks)
-        for one in crowd:
-            asyncio.run_coroutine_threadsafe(one.close(), loop).result(20)
-
-
-def rests(subscription: AsyncSubscription) -> bool:
-    """Whether its task waits, and for nothing that is under way."""
-    feed = subscription._feed
-    return subscription._bell._waiting is not None and feed._listening and feed._heeded == feed._signals

@@ -50,9 +50,7 @@ class Log:
 class Held:
     """One claimed attempt and all that its agent gets."""
 
-    def __init__(
-        self, log: Log, config: Config, history: list[Run], *, batch_s: float, batch_size: int
-    ) -> None:
+    def __init__(self, log: Log, config: Config, history: list[Run], batch_size: int) -> None:
         session = Session.new("echo")
         run = Run.new(
             session.session_id, agent="echo", position=3, attempt=1, claims=1, status=RunStatus.RUNNING
@@ -61,7 +59,7 @@ class Held:
         self.claim = Claim(run=run, session=session, number=1, executor="host:1:0")
         self.attempt = Attempt(run.run_id, 1)
         self.attempt.begin(self.claim)
-        self.writer = EventWriter(log.append, batch_s=batch_s, batch_size=batch_size)
+        self.writer = EventWriter(log.append, batch_s=0.001, batch_size=batch_size)
         self.outbox: Outbox = self.writer.open(self.attempt, self.claim)
         self.tally = Tally(config.max_output_bytes)
         self.emitter = Emitter(self.claim, self.outbox, self.tally, config)
@@ -79,7 +77,6 @@ def held(
     *,
     config: Config | None = None,
     history: list[Run] | None = None,
-    batch_s: float = 0.001,
     batch_size: int = 64,
     is_open: bool = True,
 ) -> Iterator[Held]:
@@ -87,7 +84,7 @@ def held(
     log = Log()
     if is_open:
         log.is_open.set()
-    attempt = Held(log, config or Config(), history or [], batch_s=batch_s, batch_size=batch_size)
+    attempt = Held(log, config or Config(), history or [], batch_size)
     try:
         yield attempt
     finally:

@@ -87,32 +87,6 @@ def test_a_short_page_moves_to_its_head_and_a_full_one_to_its_last_event() -> No
     assert cursor.position == 9
 
 
-def test_the_notices_of_what_was_read_are_not_doubted() -> None:
-    """They come late; the one after them is live, and SQL is not read again."""
-    cursor = Cursor(1)
-    cursor.offer(notice(3, 4))
-    cursor.loaded(Page(events=events(1, 9), head=9, full=False))
-
-    late = [cursor.offer(notice(first, first + 1)) for first in (1, 3, 5, 7)]
-    fresh, gap = cursor.offer(notice(10, 11))
-
-    assert [([], False)] * 4 == late
-    assert ([10, 11], False) == (numbers(fresh), gap)
-
-
-def test_a_late_notice_of_another_history_is_doubted() -> None:
-    """The event that seems to follow it may be of that history too: SQL says which one holds."""
-    cursor = Cursor(1)
-    cursor.offer(notice(3, 4))
-    cursor.loaded(Page(events=events(1, 9), head=9, full=False))
-    other = Event(type="message_streamed", session_id="s", sequence=5, event_id="evt_other")
-
-    cursor.offer(Notice(first=5, last=5, events=(other,)))
-    fresh, gap = cursor.offer(notice(10, 11))
-
-    assert ([], True) == (numbers(fresh), gap)
-
-
 def test_a_page_older_than_the_live_news_takes_nothing_back() -> None:
     """A page that was on its way while live events were taken gives only what is new."""
     cursor = Cursor(1)
