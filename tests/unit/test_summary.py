@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import summary
+from tests.faults import report, summary
 
 REPORT = """# Chaos on PostgreSQL, seed 1
 
@@ -37,3 +37,16 @@ def test_a_report_in_short_says_what_was_found_and_the_longest_recoveries() -> N
         ("redis", "flushall", "2", "9.5 s", "10 s"),
         ("worker", "deploy", "4", "10.5 s", "5 s"),
     ] == found.faults
+
+
+def test_whatever_a_run_looks_for_would_break_a_named_promise() -> None:
+    """A row that is added to the report names its promise on the page, too."""
+    text = "## Promises\n\n| what | found |\n|---|---|\n" + "".join(
+        f"| {what} | 0 |\n" for what in report.PROMISES
+    )
+    faults = REPORT.partition("## Faults")[2]
+
+    found = summary.of(f"{text}\n## Faults{faults}")
+
+    assert list(report.PROMISES) == [what for what, _, _ in found.promises]
+    assert [] == [what for what, promises, _ in found.promises if not promises]
